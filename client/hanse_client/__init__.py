@@ -1,0 +1,1 @@
+"""What a partner site installs: the client of a Hanse federation."""

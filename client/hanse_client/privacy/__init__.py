@@ -1,0 +1,1 @@
+"""Training under differential privacy at the site."""

@@ -1,0 +1,1 @@
+"""The aggregation server of a Hanse federation."""

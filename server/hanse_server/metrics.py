@@ -1,0 +1,77 @@
+"""The server's Prometheus metrics; ``deploy/prometheus/README.md`` explains each."""
+
+from __future__ import annotations
+
+import hanse
+from hanse.metrics import SECONDS, Phases
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+PHASES = ("waiting", "training", "evaluating", "checkpointing")
+
+
+class ServerMetrics:
+    """All metrics of one server, in the registry given.
+
+    Args:
+        registry: where they are registered; a fresh one for each server.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        site = ["site"]
+
+        def gauge(name: str, text: str, labels: list[str] | None = None) -> Gauge:
+            return Gauge(f"hanse_server_{name}", text, labels or [], registry=registry)
+
+        def counter(name: str, text: str, labels: list[str] | None = None) -> Counter:
+            return Counter(f"hanse_server_{name}", text, labels or [], registry=registry)
+
+        self.info = Info("hanse_server", "Version and job of this server.", registry=registry)
+        self.info.info({"version": hanse.__version__})
+        self.phases = Phases("hanse_server", PHASES, registry)
+
+        self.round = gauge("round", "The round under way, counted from 1.")
+        self.rounds_planned = gauge("rounds_planned", "Rounds that the job asks for.")
+        self.rounds = counter("rounds_total", "Rounds ended, by outcome.", ["outcome"])
+        self.round_seconds = Histogram(
+            "hanse_server_round_duration_seconds",
+            "Wall time of a round.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.round_deadline = gauge(
+            "round_deadline_timestamp_seconds", "When the round closes at the latest; 0: none."
+        )
+
+        self.connected = gauge("site_connected", "1 while the site's stream is open.", site)
+        self.reconnects = counter("site_reconnects_total", "Streams opened after the first.", site)
+        self.refused = counter(
+            "connections_refused_total", "Streams refused at the handshake.", ["reason"]
+        )
+        self.awaited_since = gauge(
+            "site_awaited_since_timestamp_seconds",
+            "Since when a reply of the site is awaited; 0: nothing is.",
+            site,
+        )
+        self.replies = counter(
+            "replies_total",
+            "Replies by site and outcome (`result`, or why not).",
+            ["site", "outcome"],
+        )
+        self.received_bytes = counter("received_bytes_total", "Payload received.", site)
+        self.sent_bytes = counter("sent_bytes_total", "Payload sent.", site)
+        self.update_norm = gauge("site_update_norm", "L2 norm of the site's last update.", site)
+        self.epsilon_spent = gauge(
+            "site_epsilon_spent", "Epsilon that the site says it has spent, where it says so.", site
+        )
+        self.epsilon_left = gauge(
+            "site_epsilon_left", "Epsilon left of the site's budget, where it says so.", site
+        )
+        self.noise_multiplier = gauge(
+            "site_noise_multiplier", "Noise multiplier, where the site says so.", site
+        )
+        self.model_metric = gauge(
+            "model_metric",
+            "A metric of the global model after the last round.",
+            ["metric", "source"],
+        )

@@ -1,0 +1,1 @@
+"""Certificates, site kits and the register of sites."""

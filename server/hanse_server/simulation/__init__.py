@@ -1,0 +1,1 @@
+"""Grids that drive the same ClientApp without a network."""

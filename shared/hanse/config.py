@@ -1,0 +1,75 @@
+"""Files that people write: read once, validated into frozen models, mistakes told in full."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from hanse.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every table in a file that a person writes: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
+    )
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load_toml(path: Path, model: type[S], error: type[ConfigError]) -> S:
+    """Read ``path`` into ``model``.
+
+    Raises:
+        ConfigError: of the kind ``error``, naming file, key, value and what was expected.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as missing:
+        raise error(f"{path}: no such file", remedy="Name an existing file.") from missing
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise error(f"{path}: cannot be read: {unreadable}") from unreadable
+    except tomllib.TOMLDecodeError as malformed:
+        raise error(f"{path}: not valid TOML: {malformed}") from malformed
+    return validate(data, model, error, where=path.name)
+
+
+def validate(data: object, model: type[S], error: type[ConfigError], *, where: str) -> S:
+    """Validate ``data`` into ``model``; ``where`` is what a message calls the source."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as invalid:
+        problems = [_problem(detail, model) for detail in invalid.errors(include_url=False)]
+        raise error(f"{where}: " + "; ".join(problems)) from invalid
+
+
+def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    location = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{location}: unknown key{_suggestion(detail['loc'], model)}"
+    if detail["type"] == "missing":
+        return f"{location}: missing, and needed"
+    message = detail["msg"].removeprefix("Value error, ")
+    if isinstance(detail["input"], Mapping):
+        return f"{location}: {message}" if location else message
+    return f"{location} = {detail['input']!r}: {message}"
+
+
+def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    table: Any = model
+    for part in location[:-1]:
+        field = getattr(table, "model_fields", {}).get(part)
+        table = field.annotation if field is not None else None
+    known = list(getattr(table, "model_fields", {}))
+    close = get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f" (did you mean {close[0]}?)"
+    return f" (known here: {', '.join(known)})" if known else ""

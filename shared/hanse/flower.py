@@ -1,0 +1,197 @@
+"""The few touches of Flower's internals, and the keys that Hanse's apps use inside its messages.
+
+Everything else in Hanse uses Flower's public API (`flwr.app`, `flwr.serverapp`,
+`flwr.clientapp`). ``tests/contract/test_flower.py`` holds each touch against the installed
+Flower.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import Error as FlowerError
+
+# A `Message` reads its sender from here and cannot be made without it; Flower sets it in the
+# process of a ServerApp, and has no public way for another Grid to do the same.
+from flwr.supercore.task_identity import TaskIdentity
+
+from hanse.errors import HanseError, error_types
+
+ARRAYS = "arrays"
+"""Key of the ArrayRecord: the global model in an instruction, the update in a reply."""
+
+CONFIG = "config"
+"""Key of the ConfigRecord of an instruction."""
+
+METRICS = "metrics"
+"""Key of the MetricRecord of a reply."""
+
+JOB = "hanse.job"
+"""Config key of an instruction of Hanse's server app: the job as JSON."""
+
+ROUND = "server-round"
+"""Config key of the round; the name is Flower's."""
+
+WEIGHT = "num-examples"
+"""Metric key of a reply's aggregation weight; the name is Flower's."""
+
+PROXIMAL_MU = "proximal-mu"
+"""Config key of FedProx's mu; the name is Flower's."""
+
+SERVER_NODE_ID = 1
+"""The node id under which a ServerApp sends; the number is Flower's."""
+
+_NUMPY = "numpy.ndarray"  # Flower's name for the bytes of `numpy.save`
+_BFLOAT16 = "hanse.bfloat16"  # numpy has no bfloat16: its raw little-endian bytes
+
+
+def become_server_app(run_id: int) -> None:
+    """Make messages created in this process carry ``run_id`` and the server's node id."""
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SERVER_NODE_ID
+    TaskIdentity.task_id = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """The metadata of a message that travels.
+
+    Attributes:
+        message_id: 32 hex digits; a reply's own id.
+        reply_to: the id of the instruction that this answers, empty for an instruction.
+        group_id: Flower's group, in most strategies the round.
+        message_type: Flower's type, such as ``train`` or ``query.summary``.
+        created_at: Unix time in seconds.
+        ttl: seconds.
+    """
+
+    message_id: str
+    run_id: int
+    src_node_id: int
+    dst_node_id: int
+    message_type: str
+    group_id: str = ""
+    reply_to: str = ""
+    created_at: float = 0.0
+    ttl: float = 0.0
+
+    @staticmethod
+    def of(message: Message, message_id: str) -> Envelope:
+        """The envelope of a message that an app made, under the id that the link gives it."""
+        data = message.metadata
+        return Envelope(
+            message_id=message_id,
+            run_id=data.run_id,
+            src_node_id=data.src_node_id,
+            dst_node_id=data.dst_node_id,
+            message_type=data.message_type,
+            group_id=data.group_id,
+            reply_to=data.reply_to_message_id,
+            created_at=data.created_at,
+            ttl=data.ttl,
+        )
+
+
+def open_envelope(envelope: Envelope, content: RecordDict | FlowerError) -> Message:
+    """The Flower message that an envelope and its content make.
+
+    Flower's public constructors make only new messages and replies; one that arrived needs the
+    ``metadata`` argument, which Flower keeps for its own links.
+    """
+    metadata = Metadata(
+        run_id=envelope.run_id,
+        message_id=envelope.message_id,
+        src_node_id=envelope.src_node_id,
+        dst_node_id=envelope.dst_node_id,
+        reply_to_message_id=envelope.reply_to,
+        group_id=envelope.group_id,
+        created_at=envelope.created_at,
+        ttl=envelope.ttl,
+        message_type=envelope.message_type,
+    )
+    if isinstance(content, RecordDict):
+        return Message(content=content, metadata=metadata)  # type: ignore[call-overload, no-any-return]
+    return Message(error=content, metadata=metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def error_reply(error: HanseError, instruction: Message) -> Message:
+    """The reply that tells the server, by label and code, why there is no result."""
+    return Message(FlowerError(error.exit_code, error.reason()), reply_to=instruction)
+
+
+def error_label(error: FlowerError) -> str:
+    """The label of a reply's error: one of Hanse's, or ``client_app`` for a foreign app's."""
+    return _LABELS.get(error.code, "client_app")
+
+
+_LABELS = {kind.exit_code: kind.label for kind in error_types() if kind.exit_code >= 10}
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """A tensor of any dtype as Flower's Array; detached, on the CPU, contiguous."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        data = tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else _scalar(tensor)
+        return Array("bfloat16", tuple(tensor.shape), _BFLOAT16, data)
+    return Array(tensor.numpy())
+
+
+def _scalar(tensor: torch.Tensor) -> bytes:
+    return tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+
+
+def to_tensor(array: Array) -> torch.Tensor:
+    """The tensor that :func:`to_array` was given; it owns its memory.
+
+    Raises:
+        ValueError: if the bytes do not make an array of the declared dtype and shape.
+    """
+    if array.stype == _BFLOAT16:
+        flat = (
+            torch.frombuffer(bytearray(array.data), dtype=torch.bfloat16)
+            if array.data
+            else (torch.empty(0, dtype=torch.bfloat16))
+        )
+        return flat.reshape(array.shape)
+    loaded = np.load(BytesIO(array.data), allow_pickle=False)
+    if tuple(loaded.shape) != tuple(array.shape) or str(loaded.dtype) != array.dtype:
+        raise ValueError(
+            f"declared {array.dtype}{tuple(array.shape)}, holds {loaded.dtype}{loaded.shape}"
+        )
+    return torch.from_numpy(loaded)
+
+
+def to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Named tensors as Flower's ArrayRecord, in their order."""
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        record[name] = to_array(tensor)
+    return record
+
+
+def to_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
+    """The tensors of an ArrayRecord, by name, in its order."""
+    return {name: to_tensor(array) for name, array in record.items()}
+
+
+def only_arrays(content: RecordDict) -> ArrayRecord:
+    """The one ArrayRecord of a message.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    records: list[ArrayRecord] = list(content.array_records.values())
+    if len(records) != 1:
+        raise ValueError(f"expected one ArrayRecord, found {len(records)}")
+    return records[0]
+
+
+def quiet_flower(level: int = logging.WARNING) -> None:
+    """Keep Flower's own logger from writing progress lines between those of Hanse."""
+    logging.getLogger("flwr").setLevel(level)

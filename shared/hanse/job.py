@@ -1,0 +1,211 @@
+"""``job.toml``: what a data scientist asks of a federation, as frozen models.
+
+The same job runs in a simulation and on real sites. Settings that touch privacy are a type of
+their own (:class:`Privacy`), apart from those that only touch learning or speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from hanse.config import Settings, load_toml
+from hanse.errors import JobError
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+OptionValue = bool | int | float | str | list[Any] | dict[str, Any]
+
+
+class TaskChoice(Settings):
+    """``[task]``: which task, with its own options."""
+
+    name: str = Field(description="a task that ships with Hanse, or `package.module:Class`")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Optimizer(Settings):
+    """``[training.optimizer]``: the local optimiser."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    lr: PositiveFloat = 0.1
+    momentum: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class Schedule(Settings):
+    """``[training.schedule]``: the local learning rate over the rounds of the run.
+
+    ``step`` multiplies by ``gamma`` every ``every`` rounds; ``cosine`` and ``linear`` go from
+    the optimiser's ``lr`` down to ``final`` times it at the last round; ``warmup`` rounds rise
+    linearly to it first.
+    """
+
+    name: Literal["constant", "step", "cosine", "linear"] = "constant"
+    gamma: Fraction = 0.1
+    every: PositiveInt = 1
+    final: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    warmup: NonNegativeInt = 0
+
+
+class Training(Settings):
+    """``[training]``: what each site does in a round. Give ``steps`` or ``epochs``, not both."""
+
+    steps: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    batch_size: PositiveInt = 32
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    loss: Literal["task", "cross_entropy", "mse"] = "task"
+    augment: bool = False
+    proximal_mu: NonNegativeFloat = Field(
+        default=0.0, description="FedProx (Li et al. 2020): pull towards the global model"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs, and not both")
+        return self
+
+
+class Privacy(Settings):
+    """``[privacy]``: the mechanism that every site applies to its own records.
+
+    The unit is one record at one site (add-or-remove adjacency). Each step draws every record
+    with probability q on its own (Poisson sampling), clips each record's gradient to
+    ``clipping_norm`` in L2, adds Gaussian noise of standard deviation ``noise_multiplier *
+    clipping_norm`` to the sum, and divides by the public ``training.batch_size``.
+
+    ``sampling_rate`` fixes q; without it a site of N records uses q = min(1, batch_size / N).
+    Give ``noise_multiplier``, or a ``target_epsilon`` that a site's noise is calibrated to once,
+    for all steps of the run. ``mechanism = "none"`` says in as many words: no privacy.
+    """
+
+    mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
+    noise_multiplier: PositiveFloat | None = None
+    target_epsilon: PositiveFloat | None = None
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    clipping_norm: PositiveFloat = 1.0
+    sampling_rate: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _one_noise(self) -> Privacy:
+        given = (self.noise_multiplier is not None) + (self.target_epsilon is not None)
+        if self.mechanism == "none" and given:
+            raise ValueError('mechanism = "none" takes no noise_multiplier and no target_epsilon')
+        if self.mechanism != "none" and given != 1:
+            raise ValueError("give either noise_multiplier or target_epsilon, and not both")
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether this job trains under differential privacy."""
+        return self.mechanism != "none"
+
+
+class StrategyChoice(Settings):
+    """``[strategy]``: how the server aggregates, and how many sites a round takes.
+
+    ``quorum`` is the least number of sites whose results make a round; ``deadline`` is the
+    longest that a round waits, in seconds.
+    """
+
+    name: str = "fedavg"
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+    fraction: Fraction = 1.0
+    quorum: PositiveInt = 1
+    deadline: PositiveFloat = 3600.0
+    patience: PositiveInt = Field(
+        default=3, description="rounds in a row that may miss the quorum before the run stops"
+    )
+
+
+class Evaluation(Settings):
+    """``[evaluation]``: how the global model is judged.
+
+    ``federated`` asks the sites for those metrics on their held-out records that their policies
+    release; ``central`` names data at the server. ``select`` decides which model is kept as the
+    best: a metric's name, ``-`` in front where less is better.
+    """
+
+    every: PositiveInt = 1
+    federated: bool = True
+    central: Path | None = None
+    select: str = "-loss"
+
+
+class Limits(Settings):
+    """``[limits]``: what the server takes from a site at most."""
+
+    reply_mb: PositiveFloat = 4096.0
+    connections_wait: PositiveFloat = Field(
+        default=600.0, description="seconds to wait for the quorum to connect before it is told"
+    )
+
+
+class Simulation(Settings):
+    """``[simulation]``: defaults of ``hanse simulate``; of no effect on real sites."""
+
+    data: Path | None = None
+    sites: PositiveInt = 10
+    partition: str = "iid"
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class Job(Settings):
+    """A whole ``job.toml``."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    rounds: PositiveInt
+    seed: NonNegativeInt = 0
+    task: TaskChoice
+    training: Training
+    privacy: Privacy
+    strategy: StrategyChoice = StrategyChoice()
+    evaluation: Evaluation = Evaluation()
+    initial_weights: Path | None = None
+    limits: Limits = Limits()
+    simulation: Simulation = Simulation()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what this job asks of the sites and the server, as 64 hex digits.
+
+        ``[simulation]`` and ``[limits]`` are left out: they change no result.
+        """
+        text = self.model_dump_json(exclude={"simulation", "limits"})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_job(path: Path) -> Job:
+    """Read a job; paths inside it are taken from the folder of ``path``.
+
+    Raises:
+        JobError: if the file is missing, malformed or invalid.
+    """
+    job = load_toml(path, Job, JobError)
+    folder = path.resolve().parent
+
+    def absolute(inner: Path | None) -> Path | None:
+        return None if inner is None else folder / inner
+
+    return job.model_copy(
+        update={
+            "initial_weights": absolute(job.initial_weights),
+            "evaluation": job.evaluation.model_copy(
+                update={"central": absolute(job.evaluation.central)}
+            ),
+            "simulation": job.simulation.model_copy(update={"data": absolute(job.simulation.data)}),
+        }
+    )

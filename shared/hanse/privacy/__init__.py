@@ -1,0 +1,1 @@
+"""Accounting and calibration of differential privacy: pure functions."""

@@ -1,0 +1,1 @@
+"""The messages between server and sites: frames, chunks and tensor encodings."""
