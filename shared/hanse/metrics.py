@@ -91,7 +91,7 @@ def new_registry() -> CollectorRegistry:
 
 @contextmanager
 def endpoint(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]:
-    """Serve ``registry`` on ``http://host:port/metrics`` while the context lasts; port 0: not at all.
+    """Serve ``registry`` at ``http://host:port/metrics`` while the context lasts; port 0: nowhere.
 
     Raises:
         PortInUseError: if something else listens there.
