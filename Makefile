@@ -1,0 +1,49 @@
+# The same commands for people and for CI. Each sets up what it needs, once:
+# a virtual environment in .venv, filled with the versions of constraints.txt.
+#
+# Which torch is installed is pip's to say: with
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu it is the small one without CUDA.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+export FLWR_TELEMETRY_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+setup: .venv/dev  ## install everything that tests, lint and benchmarks need
+
+demo: .venv/demo  ## four hospitals and a server train a model together
+	$(BIN)/hanse demo
+
+test: .venv/dev  ## run all tests; ARGS are pytest's, such as ARGS=tests/unit
+	$(BIN)/python -m pytest -p tests.counts $(ARGS)
+
+lint: .venv/dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev  ## let ruff rewrite the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/dev  ## run one benchmark, as in BENCH=accounting; without BENCH, list them
+	$(BIN)/python tests/benchmarks/run.py $(BENCH)
+
+$(BIN)/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/demo: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e '.[demo]'
+	touch $@
+
+# What the tests need includes what the demo needs: it is not installed a second time.
+.venv/dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e '.[dev]'
+	touch .venv/demo $@
