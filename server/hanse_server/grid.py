@@ -1,0 +1,72 @@
+"""What Hanse's round loop asks of a grid beyond Flower's own interface."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from hanse.flower import become_server_app
+
+from hanse_server.status import Awaited
+
+
+class HanseGrid(Grid):
+    """A Flower Grid that knows its sites by name, says whom it waits for, and can settle.
+
+    Making one makes this process the ServerApp's: messages that strategies create from then on
+    carry ``run_id``.
+
+    ``send_and_receive`` pushes at once and yields replies as they arrive; a caller that has
+    seen enough closes the iterator.
+    """
+
+    def __init__(self, run_id: int) -> None:
+        become_server_app(run_id)
+        self.run_id = run_id
+        self._run: Any = None
+
+    def set_run(self, run: Any) -> None:
+        """Keep Flower's description of the run, for apps that ask for it."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """Flower's description of the run; None unless somebody has set it."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message of this run; strategies may as well call Flower's constructor."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    @abstractmethod
+    def get_node_ids(self) -> Sequence[int]:
+        """The node ids of the sites that are there now, ascending."""
+
+    @abstractmethod
+    def site_name(self, node_id: int) -> str:
+        """The name of a site, there or not; the number itself where none is known."""
+
+    @abstractmethod
+    def awaited(self) -> Sequence[Awaited]:
+        """Whose replies are awaited, since when and until when."""
+
+    @abstractmethod
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of payload received and sent so far."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """What was answered so far is safe: the sites may forget their replies.
+
+        To be called once the round's checkpoint is durable, and not before.
+        """
