@@ -17,6 +17,9 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
 from flwr.app import Error as FlowerError
 
+# What Flower's strategies raise when they cannot aggregate.
+from flwr.app.exception import AppExitException as AppExitException
+
 # A `Message` reads its sender from here and cannot be made without it; Flower sets it in the
 # process of a ServerApp, and has no public way for another Grid to do the same.
 from flwr.supercore.task_identity import TaskIdentity

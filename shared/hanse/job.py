@@ -121,7 +121,7 @@ class StrategyChoice(Settings):
     longest that a round waits, in seconds.
     """
 
-    name: str = "fedavg"
+    name: str = "StreamingFedAvg"
     options: dict[str, OptionValue] = Field(default_factory=dict)
     fraction: Fraction = 1.0
     quorum: PositiveInt = 1
@@ -179,13 +179,17 @@ class Job(Settings):
     simulation: Simulation = Simulation()
 
     @cached_property
-    def digest(self) -> str:
-        """SHA-256 of what this job asks of the sites and the server, as 64 hex digits.
+    def instruction(self) -> str:
+        """What a site is told of this job, as JSON: all that shapes its work, and no more."""
+        return self.model_dump_json(include=_FOR_SITES)
 
-        ``[simulation]`` and ``[limits]`` are left out: they change no result.
-        """
-        text = self.model_dump_json(exclude={"simulation", "limits"})
-        return hashlib.sha256(text.encode()).hexdigest()
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of :attr:`instruction`, as 64 hex digits: the same work under any file name."""
+        return hashlib.sha256(self.instruction.encode()).hexdigest()
+
+
+_FOR_SITES = {"name", "rounds", "seed", "task", "training", "privacy"}
 
 
 def load_job(path: Path) -> Job:

@@ -1,0 +1,120 @@
+"""Checkpoints: after every round, all that the next one needs, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from flwr.app import ArrayRecord
+from hanse.errors import WorkspaceError
+from hanse.flower import to_record, to_tensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hanse_server.durable import new_folder, write_file
+
+KEEP = 2
+"""Checkpoints kept: the newest, and the one before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        round: the last round that ended.
+        missed: rounds in a row that missed the quorum.
+        best: the best value of the metric that the job selects by, None before the first.
+        best_round: its round.
+    """
+
+    round: int = 0
+    missed: int = 0
+    best: float | None = None
+    best_round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A run between two rounds."""
+
+    progress: Progress
+    arrays: ArrayRecord
+    strategy: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint below ``folder``, then remove all but the newest few."""
+    tensors = to_tensors(checkpoint.arrays)
+    name = f"round-{checkpoint.progress.round:05d}"
+    with new_folder(folder / name) as new:
+        save_tensors(tensors, new / "model.safetensors")
+        save_tensors(checkpoint.strategy, new / "strategy.safetensors")
+        # safetensors sorts names; strategies of Flower go by the order of the arrays.
+        state = {"progress": asdict(checkpoint.progress), "names": list(tensors)}
+        (new / "progress.json").write_text(json.dumps(state), encoding="utf-8")
+    for old in _rounds(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load_last(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint below ``folder``, None if there is none.
+
+    Raises:
+        WorkspaceError: if it is damaged.
+    """
+    rounds = _rounds(folder)
+    if not rounds:
+        return None
+    last = rounds[-1]
+    try:
+        state: dict[str, Any] = json.loads((last / "progress.json").read_text(encoding="utf-8"))
+        model = load_file(last / "model.safetensors")
+        arrays = to_record({name: model[name] for name in state["names"]})
+        return Checkpoint(
+            progress=Progress(**state["progress"]),
+            arrays=arrays,
+            strategy=load_file(last / "strategy.safetensors"),
+        )
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as damaged:
+        raise WorkspaceError(
+            f"{last} is damaged: {damaged}",
+            remedy="Remove that folder; the run goes on from the checkpoint before it.",
+        ) from damaged
+
+
+def save_model(path: Path, arrays: ArrayRecord, statement: Mapping[str, Any]) -> None:
+    """Write a model for use, and beside it the statement of how it came about."""
+    temporary = path.with_name(f".{path.name}")
+    save_tensors(to_tensors(arrays), temporary)
+    write_file(path, temporary.read_bytes())
+    temporary.unlink()
+    write_file(path.with_suffix(".json"), json.dumps(statement, indent=2).encode())
+
+
+def load_model(path: Path) -> dict[str, Tensor]:
+    """The weights in a safetensors file.
+
+    Raises:
+        WorkspaceError: if it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as unreadable:
+        raise WorkspaceError(
+            f"{path} cannot be read as safetensors: {unreadable}", remedy="Name a model file."
+        ) from unreadable
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors; shared and strided memory is copied first."""
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def _rounds(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("round-*") if path.is_dir())

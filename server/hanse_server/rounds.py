@@ -1,0 +1,299 @@
+"""The round loop: from a global model to the next, until the job's rounds are done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from hanse.errors import JobError, QuorumError
+from hanse.evaluation import evaluate
+from hanse.flower import JOB, ROUND, to_record, to_tensors
+from hanse.job import Job
+from hanse.task import AnyTask, load_task
+from torch import Tensor
+
+from hanse_server import checkpoint
+from hanse_server.checkpoint import Checkpoint, Progress
+from hanse_server.grid import HanseGrid
+from hanse_server.metrics import ServerMetrics
+from hanse_server.replies import ReplyDesk, specs_of
+from hanse_server.statement import model_statement
+from hanse_server.status import Status, StatusFile
+from hanse_server.strategies import Resumable, make_strategy, released_model
+from hanse_server.workspace import RoundRecord, Workspace, read_history
+
+log = logging.getLogger("hanse.server")
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round's training came to; ``arrays`` is None when the quorum was missed."""
+
+    arrays: ArrayRecord | None
+    metrics: dict[str, float]
+    desk: ReplyDesk
+
+
+class RoundLoop:
+    """Runs a job's rounds over a grid, from the workspace's last checkpoint on."""
+
+    def __init__(
+        self, job: Job, grid: HanseGrid, workspace: Workspace, metrics: ServerMetrics
+    ) -> None:
+        self._job = job
+        self._grid = grid
+        self._workspace = workspace
+        self._metrics = metrics
+        self._task = load_task(job.task.name, job.task.options)
+        self._strategy = make_strategy(job)
+        self._judge = _CentralJudge(self._task, job)
+        self._status = StatusFile(workspace.folder)
+        metrics.rounds_planned.set(job.rounds)
+
+    def run(self) -> None:
+        """All rounds that are left.
+
+        Raises:
+            QuorumError: if ``strategy.patience`` rounds in a row found too few sites.
+        """
+        arrays, progress = self._resume()
+        while progress.round < self._job.rounds:
+            number = progress.round + 1
+            self._metrics.round.set(number)
+            with self._metrics.round_seconds.time():
+                arrays, progress = self._round(number, arrays, progress)
+            if progress.missed >= self._job.strategy.patience:
+                self._show("failed", number)
+                raise QuorumError(self._why_missed(progress))
+        self._show("done", self._job.rounds)
+
+    def _round(
+        self, number: int, arrays: ArrayRecord, progress: Progress
+    ) -> tuple[ArrayRecord, Progress]:
+        started = time.time()
+        received, sent = self._grid.traffic()
+        # 1. enough sites
+        self._await_quorum(number)
+        # 2. train
+        trained = self._train(number, arrays)
+        met = trained.arrays is not None
+        arrays = arrays if trained.arrays is None else trained.arrays
+        released = released_model(self._strategy, arrays)
+        # 3. judge
+        due = met and (number % self._job.evaluation.every == 0 or number == self._job.rounds)
+        federated = self._evaluate(number, released) if due else {}
+        central = self._judge(released) if due else {}
+        # 4. keep
+        received_now, sent_now = self._grid.traffic()
+        record = RoundRecord(
+            round=number,
+            outcome="completed" if met else "missed_quorum",
+            started_at=started,
+            seconds=time.time() - started,
+            sites=trained.desk.sites,
+            train=trained.metrics,
+            federated=federated,
+            central=central,
+            bytes_up=received_now - received,
+            bytes_down=sent_now - sent,
+        )
+        progress = replace(progress, round=number, missed=0 if met else progress.missed + 1)
+        progress = self._keep(record, arrays, released, progress)
+        self._tell(record)
+        return arrays, progress
+
+    # --- the steps of a round ---------------------------------------------------------------
+
+    def _await_quorum(self, number: int) -> None:
+        quorum = self._job.strategy.quorum
+        with self._metrics.phases.during("waiting"):
+            started = told = time.monotonic()
+            while len(connected := list(self._grid.get_node_ids())) < quorum:
+                waiting_for = f"{len(connected)} of {quorum} sites connected"
+                self._show("waiting", number, waiting_for=waiting_for)
+                if time.monotonic() - told > self._job.limits.connections_wait:
+                    told = time.monotonic()
+                    log.warning("round %d: %s for %.0f s", number, waiting_for, told - started)
+                time.sleep(POLL_SECONDS)
+
+    def _train(self, number: int, arrays: ArrayRecord) -> Trained:
+        config = self._config(number)
+        messages = self._strategy.configure_train(number, arrays, config, self._grid)
+        with self._exchange("training", number, list(messages), arrays) as (desk, replies):
+            aggregate, metrics = self._strategy.aggregate_train(number, replies)
+        met = desk.results >= self._job.strategy.quorum
+        return Trained(aggregate if met else None, _plain(metrics), desk)
+
+    def _evaluate(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
+        config = self._config(number)
+        messages = self._strategy.configure_evaluate(number, arrays, config, self._grid)
+        with self._exchange("evaluating", number, list(messages), None) as (_, replies):
+            return _plain(self._strategy.aggregate_evaluate(number, replies))
+
+    @contextmanager
+    def _exchange(
+        self, phase: str, number: int, messages: list[Message], arrays: ArrayRecord | None
+    ) -> Iterator[tuple[ReplyDesk, Iterator[Message]]]:
+        """Send ``messages``; what comes back is checked and, while it is awaited, shown."""
+        deadline = self._job.strategy.deadline
+        specs = None if arrays is None else specs_of(arrays)
+        desk = ReplyDesk(messages, self._grid, self._metrics, specs=specs, deadline=deadline)
+
+        def watched(replies: Iterable[Message]) -> Iterator[Message]:
+            for reply in desk.pass_on(replies):
+                self._show(phase, number, desk=desk)
+                yield reply
+
+        with self._metrics.phases.during(phase):
+            self._metrics.round_deadline.set(time.time() + deadline)
+            self._show(phase, number, desk=desk)
+            replies = self._grid.send_and_receive(messages, timeout=deadline)
+            yield desk, watched(replies)
+            self._metrics.round_deadline.set(0)
+
+    def _keep(
+        self,
+        record: RoundRecord,
+        arrays: ArrayRecord,
+        released: ArrayRecord,
+        progress: Progress,
+    ) -> Progress:
+        """Make the round durable; only then is what the sites sent settled."""
+        with self._metrics.phases.during("checkpointing"):
+            progress = self._keep_models(record, released, progress)
+            state = self._strategy.state() if isinstance(self._strategy, Resumable) else {}
+            checkpoint.save(
+                self._workspace.checkpoints,
+                Checkpoint(progress=progress, arrays=arrays, strategy=state),
+            )
+            self._workspace.append(record)
+            self._grid.settle()
+        return progress
+
+    def _keep_models(
+        self, record: RoundRecord, released: ArrayRecord, progress: Progress
+    ) -> Progress:
+        folder = self._workspace.models
+        statement = model_statement(self._job, record)
+        if record.round == self._job.rounds or record.outcome == "completed":
+            checkpoint.save_model(folder / "last.safetensors", released, statement)
+        value = self._selected(record)
+        if value is None or (progress.best is not None and value <= progress.best):
+            return progress
+        checkpoint.save_model(folder / "best.safetensors", released, statement)
+        return replace(progress, best=value, best_round=record.round)
+
+    def _selected(self, record: RoundRecord) -> float | None:
+        """The value that decides which model is best, higher is better; None if not measured."""
+        select = self._job.evaluation.select
+        metrics = record.central or record.federated
+        value = metrics.get(select.lstrip("-"))
+        return None if value is None else -value if select.startswith("-") else value
+
+    # --- before, between and after ----------------------------------------------------------
+
+    def _resume(self) -> tuple[ArrayRecord, Progress]:
+        last = checkpoint.load_last(self._workspace.checkpoints)
+        if last is None:
+            return to_record(initial_weights(self._task, self._job)), Progress()
+        if isinstance(self._strategy, Resumable):
+            self._strategy.restore(last.strategy)
+        self._workspace.truncate(last.progress.round)
+        log.info("going on after round %d of %d", last.progress.round, self._job.rounds)
+        # A run that was stopped for want of sites gets its patience back.
+        return last.arrays, replace(last.progress, missed=0)
+
+    def _config(self, number: int) -> ConfigRecord:
+        return ConfigRecord({JOB: self._job.instruction, ROUND: number})
+
+    def _show(
+        self, phase: str, number: int, *, desk: ReplyDesk | None = None, waiting_for: str = ""
+    ) -> None:
+        names = sorted(self._grid.site_name(node) for node in self._grid.get_node_ids())
+        awaited = desk.awaited if desk else ()
+        if awaited:
+            waiting_for = f"replies of {len(awaited)} sites"
+        status = Status(
+            phase=phase,
+            round=number,
+            rounds=self._job.rounds,
+            connected=tuple(names),
+            awaited=awaited,
+            waiting_for=waiting_for,
+        )
+        self._status.show(status)
+
+    def _tell(self, record: RoundRecord) -> None:
+        self._metrics.rounds.labels(record.outcome).inc()
+        for source, metrics in (("federated", record.federated), ("central", record.central)):
+            for name, value in metrics.items():
+                self._metrics.model_metric.labels(name, source).set(value)
+        outcomes = Counter(site.outcome for site in record.sites.values())
+        told = " ".join(f"{outcome}={count}" for outcome, count in sorted(outcomes.items()))
+        judged = record.central or record.federated
+        shown = " ".join(f"{name}={value:.4f}" for name, value in judged.items())
+        log.info(
+            "round %d/%d %s in %.2f s: %s %s",
+            record.round,
+            self._job.rounds,
+            record.outcome,
+            record.seconds,
+            told,
+            shown,
+        )
+
+    def _why_missed(self, progress: Progress) -> str:
+        last = read_history(self._workspace.folder)[-1]
+        reasons = Counter(site["reason"] or site["outcome"] for site in last["sites"].values())
+        told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+        return (
+            f"{progress.missed} rounds in a row had fewer than {self._job.strategy.quorum} "
+            f"results (the last: {told or 'no site was asked'})"
+        )
+
+
+def initial_weights(task: AnyTask, job: Job) -> dict[str, Tensor]:
+    """The weights that a run starts from: of the job's file, or fresh from its seed.
+
+    Raises:
+        WorkspaceError: if the file cannot be read.
+        JobError: if it does not fit the task's model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        model = task.model()
+    if job.initial_weights is not None:
+        try:
+            model.load_state_dict(checkpoint.load_model(job.initial_weights))
+        except RuntimeError as mismatch:
+            raise JobError(f"initial_weights do not fit the task's model: {mismatch}") from mismatch
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+class _CentralJudge:
+    """Evaluates on the server's own records, where the job names some."""
+
+    def __init__(self, task: AnyTask, job: Job) -> None:
+        self._task = task
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        path = job.evaluation.central
+        self._examples = None if path is None else task.read(path)
+        self._model = task.model().to(self._device)
+
+    def __call__(self, arrays: ArrayRecord) -> dict[str, float]:
+        if self._examples is None:
+            return {}
+        return evaluate(self._task, self._model, to_tensors(arrays), self._examples, self._device)
+
+
+def _plain(metrics: MetricRecord | None) -> dict[str, float]:
+    found = {} if metrics is None else metrics
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}

@@ -1,0 +1,190 @@
+"""Federated averaging that holds one running sum, whatever the number of sites."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from hanse.flower import ARRAYS, CONFIG, ROUND, only_arrays, to_record, to_tensors
+from torch import Tensor
+
+from hanse_server.strategies.average import RunningMetrics
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class WeightedSum:
+    """Updates folded one by one into a float64 sum; the memory of one model.
+
+    float64, so that the order in which updates arrive shows at most in the last bit of a
+    float32.
+    """
+
+    total: Tensors = field(default_factory=dict)
+    weight: float = 0.0
+
+    def fold(self, update: Mapping[str, Tensor], weight: float) -> None:
+        """Add ``weight`` times ``update``."""
+        for name, tensor in update.items():
+            if name in self.total:
+                self.total[name].add_(tensor, alpha=weight)
+            else:
+                self.total[name] = tensor.to(torch.float64) * weight
+        self.weight += weight
+
+    def mean(self) -> Tensors:
+        """The weighted mean, in float64."""
+        return {name: tensor / self.weight for name, tensor in self.total.items()}
+
+
+class StreamingFedAvg(Strategy):
+    """FedAvg over updates (McMahan et al. 2017), folded as they arrive.
+
+    The server's step is ``velocity = momentum * velocity + mean update`` and ``model += lr *
+    velocity`` (FedAvgM, Hsu et al. 2019). With ``average_from = k > 0`` the model that is
+    released is the mean of the iterates from round k on (Polyak and Juditsky 1992); training
+    itself goes on from the last iterate.
+
+    Args:
+        fraction: share of the connected sites that a round asks, at least ``quorum`` of them.
+        quorum: sites that a round needs.
+        seed: of the choice of sites, with the round.
+        lr: the server's learning rate.
+        momentum: of the server's step, 0 for none.
+        average_from: first round whose iterate counts for the released model, 0 for no average.
+    """
+
+    def __init__(
+        self,
+        *,
+        fraction: float = 1.0,
+        quorum: int = 1,
+        seed: int = 0,
+        lr: float = 1.0,
+        momentum: float = 0.0,
+        average_from: int = 0,
+    ) -> None:
+        self._fraction = fraction
+        self._quorum = quorum
+        self._seed = seed
+        self._lr = lr
+        self._momentum = momentum
+        self._average_from = average_from
+        self._model: Tensors = {}
+        self._velocity: Tensors = {}
+        self._average: Tensors = {}
+        self._averaged = 0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message to each chosen site, all of the same content."""
+        self._model = to_tensors(arrays)
+        sites = sorted(grid.get_node_ids())
+        size = min(len(sites), max(self._quorum, round(self._fraction * len(sites))))
+        chosen = random.Random(f"{self._seed}:{server_round}").sample(sites, size)
+        return _messages(server_round, arrays, config, chosen, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold each update as it arrives, then take the server's step."""
+        updates, metrics = WeightedSum(), RunningMetrics()
+        for reply in replies:
+            if reply.has_error():
+                continue
+            weight = metrics.fold(reply.content)
+            updates.fold(to_tensors(only_arrays(reply.content)), weight)
+        if updates.weight == 0.0:
+            return None, None
+        self._step(updates.mean())
+        self._fold_iterate(server_round)
+        return to_record(self._model), metrics.mean()
+
+    def _step(self, update: Tensors) -> None:
+        for name, mean in update.items():
+            if self._momentum and name in self._velocity:
+                mean = mean + self._momentum * self._velocity[name]
+            if self._momentum:
+                self._velocity[name] = mean
+            before = self._model[name]
+            stepped = before.to(torch.float64) + self._lr * mean
+            self._model[name] = _cast(stepped, before.dtype)
+
+    def _fold_iterate(self, server_round: int) -> None:
+        if not 0 < self._average_from <= server_round:
+            return
+        self._averaged += 1
+        for name, tensor in self._model.items():
+            iterate = tensor.to(torch.float64)
+            before = self._average.get(name, iterate)
+            self._average[name] = before + (iterate - before) / self._averaged
+
+    def released(self, arrays: ArrayRecord) -> ArrayRecord:
+        """The model to judge and to keep: the average of the iterates, once there is one."""
+        if not self._average:
+            return arrays
+        dtypes = {name: tensor.dtype for name, tensor in to_tensors(arrays).items()}
+        return to_record(
+            {name: _cast(self._average[name], dtype) for name, dtype in dtypes.items()}
+        )
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message to every connected site."""
+        sites = sorted(grid.get_node_ids())
+        return _messages(server_round, arrays, config, sites, MessageType.EVALUATE)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """The weighted mean of each metric over the sites that released it."""
+        metrics = RunningMetrics()
+        for reply in replies:
+            if reply.has_content():
+                metrics.fold(reply.content)
+        return metrics.mean()
+
+    def summary(self) -> None:
+        """Flower asks for it; the job says it all."""
+
+    def state(self) -> Tensors:
+        """What a checkpoint must keep, as named tensors."""
+        state = {f"velocity/{name}": tensor for name, tensor in self._velocity.items()}
+        state |= {f"average/{name}": tensor for name, tensor in self._average.items()}
+        return state | {"averaged": torch.tensor(self._averaged)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self._averaged = int(state["averaged"])
+        for key, tensor in state.items():
+            kind, _, name = key.partition("/")
+            if kind == "velocity":
+                self._velocity[name] = tensor
+            elif kind == "average":
+                self._average[name] = tensor
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if dtype.is_floating_point else tensor.round().to(dtype)
+
+
+def _messages(
+    server_round: int,
+    arrays: ArrayRecord,
+    config: ConfigRecord,
+    sites: Iterable[int],
+    message_type: str,
+) -> list[Message]:
+    config[ROUND] = server_round
+    # One RecordDict for all: the link encodes the same object only once.
+    content = RecordDict({ARRAYS: arrays, CONFIG: config})
+    group = str(server_round)
+    return [Message(content, site, message_type, group_id=group) for site in sites]

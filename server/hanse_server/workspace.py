@@ -1,0 +1,184 @@
+"""The folder of one run: what it is, how far it is, and what it left behind.
+
+::
+
+    run.json            the run's id and its job
+    status.json         what the server is doing now, for `hanse server status`
+    history.jsonl       one line a round
+    journal.sqlite      what each site is owed and owes
+    checkpoints/        round-00012/: model, strategy state, progress
+    models/             last.safetensors, best.safetensors, each with its statement
+    report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hanse
+from hanse.errors import WorkspaceError
+from hanse.job import Job
+
+from hanse_server.durable import write_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRound:
+    """What one site did in one round.
+
+    Attributes:
+        outcome: ``result``, or the label of the refusal or failure, or ``missing``.
+        seconds: from the instruction to the reply.
+    """
+
+    outcome: str
+    seconds: float
+    weight: float = 0.0
+    update_norm: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """One line of the history."""
+
+    round: int
+    outcome: str
+    started_at: float
+    seconds: float
+    sites: dict[str, SiteRound]
+    train: dict[str, float]
+    federated: dict[str, float]
+    central: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+
+
+class Workspace:
+    """An open workspace; one process at a time.
+
+    Args:
+        folder: made if it is not there.
+        job: the job that it is for.
+
+    Raises:
+        WorkspaceError: if it is of another job, damaged, or in use.
+    """
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.folder = folder
+        self._job_file = folder / "run.json"
+        if self._job_file.exists():
+            self.run_id = self._resume(job)
+        else:
+            self.run_id = self._begin(job)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.folder / "checkpoints"
+
+    @property
+    def models(self) -> Path:
+        """Where the best and the last model are."""
+        return self.folder / "models"
+
+    @property
+    def journal(self) -> Path:
+        """The journal's file."""
+        return self.folder / "journal.sqlite"
+
+    def _begin(self, job: Job) -> int:
+        for folder in (self.folder, self.checkpoints, self.models):
+            folder.mkdir(parents=True, exist_ok=True)
+        run_id = secrets.randbits(63)
+        run = {
+            "run_id": run_id,
+            "started_at": time.time(),
+            "hanse": hanse.__version__,
+            "job_digest": job.digest,
+            "job": json.loads(job.model_dump_json()),
+        }
+        write_file(self._job_file, json.dumps(run, indent=2).encode())
+        return run_id
+
+    def _resume(self, job: Job) -> int:
+        run = read_run(self.folder)
+        now = json.loads(job.model_dump_json())
+        # What shapes no result may change between two starts of a run.
+        free = {"limits", "simulation"}
+        changed = [key for key in now if key not in free and run["job"].get(key) != now[key]]
+        if changed:
+            raise WorkspaceError(
+                f"{self.folder} is the workspace of another job: {', '.join(changed)} differ",
+                remedy="Name another --workspace for the changed job, or change the job back.",
+            )
+        return int(run["run_id"])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workspace against other processes."""
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as taken:
+                raise WorkspaceError(
+                    f"{self.folder} is in use by another process",
+                    remedy="Stop the other server, or name another --workspace.",
+                ) from taken
+            yield
+
+    def append(self, record: RoundRecord) -> None:
+        """Add a round to the history."""
+        with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate(self, last_round: int) -> None:
+        """Forget rounds after ``last_round``: their checkpoint was never finished."""
+        kept = [line for line in read_history(self.folder) if line["round"] <= last_round]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_file(self.folder / "history.jsonl", text.encode())
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """``run.json`` of a workspace.
+
+    Raises:
+        WorkspaceError: if there is none, or it is damaged.
+    """
+    try:
+        run: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as missing:
+        raise WorkspaceError(
+            f"{folder} is not a workspace: it has no run.json",
+            remedy="Name the --workspace that `hanse server run` or `hanse simulate` was given.",
+        ) from missing
+    except (OSError, ValueError) as damaged:
+        raise WorkspaceError(f"{folder / 'run.json'} is damaged: {damaged}") from damaged
+    return run
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The rounds of a workspace in their order; a line cut off by a crash is left out."""
+    file = folder / "history.jsonl"
+    if not file.exists():
+        return []
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
