@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from hanse.config import Settings, load_toml
 from hanse.errors import SiteFileError
+from hanse.identity import SITE_NAME
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 
 
 class Tls(Settings):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+SITE_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+"""What a site may be called: a DNS label, as it stands in the site's certificate."""
+
 
 def node_id_of(site: str) -> int:
     """The node id of a site: a stable 64-bit hash of its name.
