@@ -1,0 +1,179 @@
+"""A message on its way in: held against the limits first, then put together from its chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.app import Error as FlowerError
+from flwr.app import Message
+from google.protobuf.message import DecodeError
+
+from hanse.errors import WireError
+from hanse.flower import Envelope, open_envelope
+from hanse.wire import hanse_pb2 as pb
+from hanse.wire.content import descriptors, restore
+from hanse.wire.limits import Limits
+from hanse.wire.message import content_hash, message_digest, unpack
+
+
+class Assembler:
+    """Takes the chunks of one message in their order.
+
+    Memory is taken as bytes arrive, never for what is only declared.
+
+    Args:
+        header: of the message.
+        limits: what it is held against.
+
+    Raises:
+        WireError: if the header is malformed, contradicts itself or passes a limit.
+    """
+
+    def __init__(self, header: pb.Header, limits: Limits) -> None:
+        self._header = header
+        self.envelope = check_envelope(header, limits)
+        self._content = _check_content(header, limits)
+        self._sizes = [array.size for array in descriptors(self._content)]
+        self._hash = content_hash(header.content)
+        self._pieces: list[memoryview] = []
+        self._bodies: list[bytes] = []
+        self._missing = 0  # of the array that is under way
+        self.received = 0
+        self._next_array()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole body."""
+        return self._header.body_size
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body is there."""
+        return self.received == self.size
+
+    def take_up(self, header: pb.Header, limits: Limits) -> bool:
+        """Go on under ``header``, if it announces the same content again.
+
+        Its envelope replaces the one before: a server that was restarted dates it anew.
+        """
+        if header.content != self._header.content or header.body_size != self.size:
+            return False
+        self.envelope = check_envelope(header, limits)
+        self._header = header
+        return True
+
+    def add(self, offset: int, data: bytes) -> None:
+        """Take the next chunk.
+
+        Raises:
+            WireError: if it is not the next one, or passes the declared size.
+        """
+        if offset != self.received or offset + len(data) > self.size:
+            raise WireError(
+                f"message {self.envelope.message_id}: chunk {offset}+{len(data)} does not go on "
+                f"from byte {self.received} of {self.size}"
+            )
+        self._hash.update(data)
+        self.received += len(data)
+        rest = memoryview(data)
+        while rest:
+            piece, rest = rest[: self._missing], rest[self._missing :]
+            self._pieces.append(piece)
+            self._missing -= len(piece)
+            if self._missing == 0:
+                self._bodies.append(b"".join(self._pieces))
+                self._pieces.clear()
+                self._next_array()
+
+    def message(self) -> Message:
+        """The message, once it is complete.
+
+        Raises:
+            WireError: if it is not, its digest differs, or Flower does not accept a value.
+        """
+        name = self.envelope.message_id
+        if not self.complete:
+            raise WireError(f"message {name} ends at byte {self.received} of {self.size}")
+        if message_digest(self._header.envelope, self._hash.digest()) != self._header.digest:
+            raise WireError(f"message {name} is not what its digest says: it changed on the way")
+        return open_envelope(self.envelope, restore(self._content, iter(self._bodies)))
+
+    def _next_array(self) -> None:
+        """Set about the next array that has bytes; empty ones are done at once."""
+        while self._missing == 0 and len(self._bodies) < len(self._sizes):
+            self._missing = self._sizes[len(self._bodies)]
+            if self._missing == 0:
+                self._bodies.append(b"")
+
+
+def check_envelope(header: pb.Header, limits: Limits) -> Envelope:
+    """The envelope of a message that may otherwise be refused.
+
+    Raises:
+        WireError: if it is malformed.
+    """
+    envelope = unpack(header.envelope)
+    texts = (envelope.message_id, envelope.reply_to, envelope.group_id, envelope.message_type)
+    _check_names("envelope", texts, limits)
+    try:
+        open_envelope(envelope, FlowerError(0))
+    except ValueError as refused:
+        raise WireError(f"an envelope is malformed: {refused}") from refused
+    return envelope
+
+
+def _check_content(header: pb.Header, limits: Limits) -> pb.Content:
+    size = len(header.content) + len(header.envelope)
+    if size > limits.max_header_bytes:
+        raise WireError(f"a header of {size} bytes passes the limit, {limits.max_header_bytes}")
+    if header.body_size > limits.max_body_bytes:
+        raise WireError(
+            f"a body of {header.body_size} bytes passes the limit, {limits.max_body_bytes}"
+        )
+    try:
+        content = pb.Content.FromString(header.content)
+    except DecodeError as malformed:
+        raise WireError("a header is malformed") from malformed
+    if content.WhichOneof("kind") is None:
+        raise WireError("a header has neither records nor an error")
+    _check_records(content.records, limits)
+    declared = sum(array.size for array in descriptors(content))
+    if declared != header.body_size:
+        raise WireError(
+            f"the arrays of a message declare {declared} bytes, its header {header.body_size}"
+        )
+    return content
+
+
+def _check_records(records: pb.Records, limits: Limits) -> None:
+    _check_count("records", len(records.records), limits.max_records)
+    _check_count("arrays", sum(len(r.arrays.arrays) for r in records.records), limits.max_arrays)
+    _check_distinct("records", (record.name for record in records.records), limits)
+    for record in records.records:
+        values = record.metrics.values or record.config.values
+        _check_distinct("values", (value.name for value in values), limits)
+        _check_distinct("arrays", (array.name for array in record.arrays.arrays), limits)
+        for array in record.arrays.arrays:
+            _check_names("array", (array.dtype, array.stype), limits)
+            _check_count("dimensions", len(array.shape), limits.max_dimensions)
+
+
+def _check_count(what: str, number: int, most: int) -> None:
+    if number > most:
+        raise WireError(f"{number} {what} pass the limit, {most}")
+
+
+def _check_distinct(what: str, names: Iterable[str], limits: Limits) -> None:
+    names = list(names)
+    if len(set(names)) != len(names):
+        raise WireError(f"two {what} of a message have the same name")
+    _check_names(what, names, limits)
+
+
+def _check_names(what: str, names: Iterable[str], limits: Limits) -> None:
+    for name in names:
+        if len(name) > limits.max_name_length:
+            raise WireError(
+                f"{what}: a name of {len(name)} characters passes the limit, "
+                f"{limits.max_name_length}"
+            )

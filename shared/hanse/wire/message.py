@@ -1,0 +1,115 @@
+"""A message on its way out: encoded once, sent to one site or to thousands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from flwr.app import Error as FlowerError
+from flwr.app import RecordDict
+from google.protobuf.message import DecodeError
+
+from hanse.errors import WireError
+from hanse.flower import Envelope
+from hanse.wire import hanse_pb2 as pb
+from hanse.wire.content import arrays_of, describe
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A content as it travels, whoever it goes to.
+
+    Attributes:
+        content: the serialised description.
+        body: the bytes of its arrays, each as it lies in the array: nothing is copied.
+        digest: SHA-256 of description and body.
+    """
+
+    content: bytes
+    body: tuple[memoryview, ...]
+    digest: bytes
+
+    @property
+    def body_size(self) -> int:
+        """Bytes of all arrays."""
+        return sum(map(len, self.body))
+
+
+def encode(content: RecordDict | FlowerError) -> Encoded:
+    """Encode a content.
+
+    Raises:
+        WireError: if it holds what the wire cannot carry.
+    """
+    description = describe(content).SerializeToString(deterministic=True)
+    body = tuple(memoryview(array.data) for array in arrays_of(content))
+    sha = content_hash(description)
+    for data in body:
+        sha.update(data)
+    return Encoded(description, body, sha.digest())
+
+
+def make_header(encoded: Encoded, envelope: Envelope) -> pb.Header:
+    """The header under which a content goes to one site."""
+    packed = pb.Envelope(**asdict(envelope)).SerializeToString()
+    return pb.Header(
+        envelope=packed,
+        content=encoded.content,
+        body_size=encoded.body_size,
+        digest=message_digest(packed, encoded.digest),
+    )
+
+
+def chunks(encoded: Encoded, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The body from byte ``start`` on, as (offset, at most 1 MiB) pairs."""
+    offset, size = start, 0
+    pieces: list[memoryview] = []
+    for piece in _pieces(encoded.body, start):
+        pieces.append(piece)
+        size += len(piece)
+        if size == CHUNK_BYTES:
+            yield offset, b"".join(pieces)
+            offset, pieces, size = offset + size, [], 0
+    if pieces:
+        yield offset, b"".join(pieces)
+
+
+def _pieces(body: tuple[memoryview, ...], start: int) -> Iterator[memoryview]:
+    """Slices of the body from ``start`` on that end where an array or a chunk ends."""
+    room = CHUNK_BYTES
+    for data in body:
+        position = min(start, len(data))
+        start -= position
+        while position < len(data):
+            piece = data[position : position + room]
+            yield piece
+            position += len(piece)
+            room = room - len(piece) or CHUNK_BYTES
+
+
+def content_hash(content: bytes) -> hashlib._Hash:
+    """The running hash of a content, to which its body is to be added."""
+    return hashlib.sha256(len(content).to_bytes(8, "big") + content)
+
+
+def message_digest(envelope: bytes, content_digest: bytes) -> bytes:
+    """The digest of a whole message."""
+    return hashlib.sha256(envelope + content_digest).digest()
+
+
+def unpack(packed: bytes) -> Envelope:
+    """The envelope that a header carries.
+
+    Raises:
+        WireError: if it is malformed.
+    """
+    try:
+        envelope = pb.Envelope.FromString(packed)
+    except DecodeError as malformed:
+        raise WireError("an envelope is malformed") from malformed
+    return Envelope(
+        **{field.name: getattr(envelope, field.name) for field in pb.Envelope.DESCRIPTOR.fields}
+    )
