@@ -42,8 +42,8 @@ def read_key(path: Path) -> PrivateKey:
         raise CertificateError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
     except (ValueError, TypeError) as malformed:  # TypeError: it is encrypted
         raise CertificateError(f"{path}: not an unencrypted PEM private key") from malformed
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{path}: not an elliptic-curve key")
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateError(f"{path}: not an ECDSA key on P-256")
     return key
 
 

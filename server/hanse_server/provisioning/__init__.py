@@ -1,1 +1,1 @@
-"""Certificates, site kits and the register of sites."""
+"""Certificates, site kits and the register of sites: what `hanse provision` does."""

@@ -48,7 +48,6 @@ class Issued:
     """A certificate that the authority has signed.
 
     Attributes:
-        key_pem: the private key, or None where it was made, and stays, elsewhere.
         fingerprint: SHA-256 of the certificate's DER form, as 64 hex digits.
         key_fingerprint: SHA-256 of the public key, as 64 hex digits.
         expires: the end of its validity, in UTC.
@@ -56,10 +55,16 @@ class Issued:
 
     name: str
     certificate_pem: bytes
-    key_pem: bytes | None
     fingerprint: str
     key_fingerprint: str
     expires: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials(Issued):
+    """A certificate together with its private key, where that was made here."""
+
+    key_pem: bytes
 
 
 class Authority:
@@ -131,7 +136,7 @@ class Authority:
         *,
         days: int = LEAF_DAYS,
         start: datetime | None = None,
-    ) -> Issued:
+    ) -> Credentials:
         """A key and certificate for the server, good under each DNS name and address of ``hosts``.
 
         Raises:
@@ -145,11 +150,11 @@ class Authority:
             public_key=key.public_key(),
             period=_period(days, start),
         )
-        return self._issue(leaf, key)
+        return _with_key(self._issue(leaf), key)
 
     def issue_site(
         self, name: str, *, days: int = LEAF_DAYS, start: datetime | None = None
-    ) -> Issued:
+    ) -> Credentials:
         """A key and certificate for a site; common name and DNS name are the site's.
 
         Raises:
@@ -157,7 +162,8 @@ class Authority:
                 authority's end.
         """
         key = new_key()
-        return self._issue(_site(name, key.public_key(), _period(days, start)), key)
+        leaf = _site(name, key.public_key(), _period(days, start))
+        return _with_key(self._issue(leaf), key)
 
     def sign_request(
         self, request_pem: bytes, name: str, *, days: int = LEAF_DAYS, start: datetime | None = None
@@ -169,7 +175,7 @@ class Authority:
                 of key, or ``days`` passes the authority's end.
         """
         public_key = requested_key(request_pem, name)
-        return self._issue(_site(name, public_key, _period(days, start)), None)
+        return self._issue(_site(name, public_key, _period(days, start)))
 
     def has_signed(self, certificate: x509.Certificate) -> bool:
         """Whether ``certificate`` is one of this authority's."""
@@ -179,7 +185,7 @@ class Authority:
             return False
         return True
 
-    def _issue(self, leaf: Leaf, key: PrivateKey | None) -> Issued:
+    def _issue(self, leaf: Leaf) -> Issued:
         last = self.certificate.not_valid_after_utc
         if leaf.period.end > last:
             raise CertificateError(
@@ -191,11 +197,14 @@ class Authority:
         return Issued(
             name=leaf.name,
             certificate_pem=certificate_pem(certificate),
-            key_pem=None if key is None else key_pem(key),
             fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
             key_fingerprint=key_fingerprint(leaf.public_key),
             expires=certificate.not_valid_after_utc,
         )
+
+
+def _with_key(issued: Issued, key: PrivateKey) -> Credentials:
+    return Credentials(**vars(issued), key_pem=key_pem(key))
 
 
 def _site(name: str, public_key: ec.EllipticCurvePublicKey, period: Period) -> Leaf:

@@ -13,7 +13,7 @@ from string import Template
 from hanse.errors import CertificateError
 from hanse.keys import write_secret
 
-from hanse_server.provisioning.authority import Issued
+from hanse_server.provisioning.authority import Credentials, Issued
 
 _SECRET = 0o600
 _PUBLIC = 0o644
@@ -45,7 +45,7 @@ def write_kit(path: Path, issued: Issued, *, authority_pem: bytes, coordinator: 
         name=issued.name,
         coordinator=coordinator,
         expires=f"{issued.expires:%Y-%m-%d}",
-        key=_KEY_TO_COPY if issued.key_pem is None else _KEY_IN_KIT,
+        key=_KEY_IN_KIT if isinstance(issued, Credentials) else _KEY_TO_COPY,
         key_fingerprint=issued.key_fingerprint,
     )
     contents = {
@@ -54,7 +54,7 @@ def write_kit(path: Path, issued: Issued, *, authority_pem: bytes, coordinator: 
         "ca.pem": (authority_pem, _PUBLIC),
         "certificate.pem": (issued.certificate_pem, _PUBLIC),
     }
-    if issued.key_pem is not None:
+    if isinstance(issued, Credentials):
         contents["key.pem"] = (issued.key_pem, _SECRET)
     write_secret(path, _zip(issued.name, contents))
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hanse.errors import CertificateError, CertificateExpiredError
-from hanse_server.provisioning.authority import Authority, Issued
+from hanse_server.provisioning.authority import Authority, Credentials, Issued
 
 
 def certificate_of(issued: Issued) -> x509.Certificate:
@@ -83,7 +83,6 @@ def test_a_site_is_named_in_subject_and_alternative_name(authority: Authority) -
 def test_the_key_issued_is_the_certificates(authority: Authority) -> None:
     issued = authority.issue_site("a")
 
-    assert issued.key_pem is not None
     key = serialization.load_pem_private_key(issued.key_pem, password=None)
     assert key.public_key() == certificate_of(issued).public_key()
     assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -144,7 +143,7 @@ def test_a_request_is_signed_without_its_key(authority: Authority) -> None:
 
     issued = authority.sign_request(request_pem("a", key), "a")
 
-    assert issued.key_pem is None
+    assert not isinstance(issued, Credentials)
     certificate = certificate_of(issued)
     assert certificate.public_key() == key.public_key()
     san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
