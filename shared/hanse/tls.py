@@ -1,0 +1,155 @@
+"""Who this machine is on the link: a certificate with its key, and the authority it trusts."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
+
+from hanse.errors import CertificateError, CertificateExpiredError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """One end of a mutual TLS connection, checked to fit together.
+
+    Attributes:
+        ca, certificate, key: PEM, as the files hold them.
+        name: the certificate's common name.
+        fingerprint: SHA-256 of the certificate's DER form, as 64 hex digits.
+        source: the certificate's file, for messages.
+    """
+
+    ca: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+    name: str
+    fingerprint: str
+    not_after: datetime
+    source: Path
+
+    def check_date(self) -> None:
+        """Refuse a certificate whose time is over.
+
+        Raises:
+            CertificateExpiredError: naming file and date.
+        """
+        _check_dates(self.source, x509.load_pem_x509_certificate(self.certificate))
+
+
+def load_identity(ca: Path, certificate: Path, key: Path) -> Identity:
+    """Read a certificate, its key and its authority, and check that they belong together.
+
+    Raises:
+        CertificateError: if a file cannot be read, the key is not the certificate's, or the
+            certificate is not of that authority.
+        CertificateExpiredError: if the certificate or the authority is not valid at this time.
+    """
+    ca_pem, certificate_pem, key_pem = _read(ca), _read(certificate), _read(key)
+    authorities = _certificates(ca, ca_pem)
+    leaf = _certificates(certificate, certificate_pem)[0]
+    if _public_key(key, key_pem) != _public_bytes(leaf):
+        raise CertificateError(f"{key} is not the key of {certificate}")
+    if not any(issued_by(leaf, authority) for authority in authorities):
+        raise CertificateError(
+            f"{certificate} was not issued by the authority in {ca}",
+            remedy="Use the three files of one kit together.",
+        )
+    for path, held in ((ca, authorities[0]), (certificate, leaf)):
+        _check_dates(path, held)
+    return Identity(
+        ca=ca_pem,
+        certificate=certificate_pem,
+        key=key_pem,
+        name=common_name(leaf),
+        fingerprint=fingerprint(certificate_pem),
+        not_after=leaf.not_valid_after_utc,
+        source=certificate,
+    )
+
+
+def fingerprint(pem: bytes) -> str:
+    """SHA-256 of a certificate's DER form, as 64 hex digits."""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))).hexdigest()
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """The certificate's common name; empty where it has none."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
+def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether ``authority`` signed ``certificate``."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def check_server_certificate(pem: bytes, ca: bytes, address: str) -> None:
+    """Say why a server's certificate is not trusted, if it is the certificate.
+
+    Raises:
+        CertificateError: if it is of another authority than those in ``ca``.
+        CertificateExpiredError: if it is not valid at this time.
+    """
+    certificate = x509.load_pem_x509_certificate(pem)
+    if not any(issued_by(certificate, each) for each in x509.load_pem_x509_certificates(ca)):
+        raise CertificateError(
+            f"the certificate of {address} is of another authority than this site's",
+            remedy="Check the coordinator's address; if it is right, ask the operator for a new "
+            "kit.",
+        )
+    _check_dates(Path(f"the certificate of {address}"), certificate)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as unreadable:
+        raise CertificateError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
+
+
+def _certificates(path: Path, pem: bytes) -> Sequence[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as malformed:
+        raise CertificateError(f"{path}: not a PEM certificate") from malformed
+
+
+def _public_key(path: Path, pem: bytes) -> bytes:
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as malformed:  # TypeError: it is encrypted
+        raise CertificateError(f"{path}: not an unencrypted PEM private key") from malformed
+    return key.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _public_bytes(certificate: x509.Certificate) -> bytes:
+    return certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _check_dates(source: Path, certificate: x509.Certificate) -> None:
+    now = datetime.now(UTC)
+    if now > certificate.not_valid_after_utc:
+        raise CertificateExpiredError(
+            f"{source}: expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        )
+    if now < certificate.not_valid_before_utc:
+        raise CertificateExpiredError(
+            f"{source}: is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        )
