@@ -62,10 +62,10 @@ def _enough(target_epsilon: float, delta: float, sampling_rate: float, steps: in
         if epsilon_bound([charge], delta) <= target_epsilon:
             return noise
         noise *= 2.0
+    # No sampling rate and no steps: these may tell how many records a site has.
     raise CalibrationError(
-        f"target_epsilon={target_epsilon:g} at delta={delta:g} with sampling_rate="
-        f"{sampling_rate:g} over {steps} steps needs a noise_multiplier above {noise / 2:g} "
-        f"(the most is {MOST_NOISE:g})"
+        f"target_epsilon={target_epsilon:g} at delta={delta:g} needs a noise_multiplier above "
+        f"{MOST_NOISE:g}, the most there is"
     )
 
 

@@ -1,0 +1,161 @@
+"""What one round of local training will do, decided before any record is read from a batch.
+
+A plan is a pure function of the job, the round and the number of records. The gates judge it,
+the ledger charges it, and training carries it out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from hanse.errors import DataError
+from hanse.job import Job, Optimizer, Schedule
+from hanse.privacy.accounting import Charge
+from hanse.privacy.calibration import calibrate_noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateSteps:
+    """The mechanism that each step of a private round applies (see :class:`hanse.job.Privacy`).
+
+    Attributes:
+        sampling_rate: probability with which each record enters a batch.
+        noise_multiplier: standard deviation of the noise over the clipping norm.
+        clipping_norm: largest L2 norm of a record's gradient.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    clipping_norm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPlan:
+    """One round of local training.
+
+    Attributes:
+        steps: optimiser steps; in a private round an empty batch is a step too.
+        batch_size: the nominal one: what the job says, whatever a private batch really holds.
+        privacy: the mechanism of each step; None for training without privacy.
+        optimizer: its settings; ``lr`` in them is that of the schedule's start.
+        lr: learning rate of this round.
+        loss: ``task``, ``cross_entropy`` or ``mse``.
+        augment: whether the task augments the batches.
+        proximal_mu: FedProx's pull towards the global model; 0 for none.
+        seed: of batch order, dropout and augmentation, for training without privacy only.
+    """
+
+    steps: int
+    batch_size: int
+    privacy: PrivateSteps | None
+    optimizer: Optimizer
+    lr: float
+    loss: Literal["task", "cross_entropy", "mse"]
+    augment: bool
+    proximal_mu: float
+    seed: int
+
+    @property
+    def charge(self) -> Charge | None:
+        """What the round costs; None for training without privacy."""
+        if self.privacy is None:
+            return None
+        return Charge(
+            noise_multiplier=self.privacy.noise_multiplier,
+            sampling_rate=self.privacy.sampling_rate,
+            steps=self.steps,
+        )
+
+
+def plan_round(
+    job: Job, server_round: int, records: int, *, site: str, proximal_mu: float | None = None
+) -> LocalPlan:
+    """The plan of ``job`` for one round at a site with ``records`` training records.
+
+    In a private job an epoch is ``ceil(1 / sampling_rate)`` steps, so that each record is drawn
+    once in expectation. Where the job leaves it to the site, the sampling rate is
+    ``batch_size / records``: then it, the steps of an epoch and calibrated noise are functions
+    of the number of records. A job that fixes ``sampling_rate``, ``steps`` and
+    ``noise_multiplier`` makes plans that are functions of nothing private.
+
+    Args:
+        server_round: counted from 1.
+        site: the site's name, which sets its random order apart from that of others.
+        proximal_mu: what the strategy asks for; the job's own if None.
+
+    Raises:
+        DataError: if there are no records.
+        CalibrationError: if no noise reaches the job's target epsilon.
+    """
+    if records < 1:
+        raise DataError("the site has no training records", remedy="Check [data] in site.toml.")
+    training = job.training
+    sampled_at = _sampling_rate(job, records)
+    steps = training.steps or (training.epochs or 1) * _steps_of_an_epoch(job, records)
+    return LocalPlan(
+        steps=steps,
+        batch_size=training.batch_size,
+        privacy=_private_steps(job, sampled_at, steps) if job.privacy.private else None,
+        optimizer=training.optimizer,
+        lr=training.optimizer.lr * scheduled(training.schedule, server_round, job.rounds),
+        loss=training.loss,
+        augment=training.augment,
+        proximal_mu=training.proximal_mu if proximal_mu is None else proximal_mu,
+        seed=_seed(job.seed, server_round, site),
+    )
+
+
+def scheduled(schedule: Schedule, server_round: int, rounds: int) -> float:
+    """What the learning rate of a round is multiplied by, in [0, 1].
+
+    Args:
+        server_round: counted from 1; beyond ``rounds`` the last value stays.
+    """
+    if server_round <= schedule.warmup:
+        return server_round / (schedule.warmup + 1)
+    since = server_round - schedule.warmup - 1
+    if schedule.name == "step":
+        return float(schedule.gamma ** (since // schedule.every))
+    last = max(rounds - schedule.warmup - 1, 1)
+    progress = min(since / last, 1.0)
+    match schedule.name:
+        case "cosine":
+            remaining = (1.0 + math.cos(math.pi * progress)) / 2.0
+        case "linear":
+            remaining = 1.0 - progress
+        case _:
+            return 1.0
+    return schedule.final + (1.0 - schedule.final) * remaining
+
+
+def _sampling_rate(job: Job, records: int) -> float:
+    return job.privacy.sampling_rate or min(1.0, job.training.batch_size / records)
+
+
+def _steps_of_an_epoch(job: Job, records: int) -> int:
+    if job.privacy.private and job.privacy.sampling_rate is not None:
+        # Rounded first: 1 / q of a rate such as 0.1 may lie a bit above the whole number.
+        return math.ceil(round(1.0 / job.privacy.sampling_rate, 9))
+    return math.ceil(records / job.training.batch_size)
+
+
+def _private_steps(job: Job, sampling_rate: float, steps: int) -> PrivateSteps:
+    privacy = job.privacy
+    noise = privacy.noise_multiplier
+    if privacy.target_epsilon is not None:
+        noise = calibrate_noise(
+            privacy.target_epsilon, privacy.delta, sampling_rate, steps * job.rounds
+        )
+    if noise is None:
+        raise ValueError("a private job has a noise_multiplier or a target_epsilon")
+    return PrivateSteps(
+        sampling_rate=sampling_rate, noise_multiplier=noise, clipping_norm=privacy.clipping_norm
+    )
+
+
+def _seed(seed: int, server_round: int, site: str) -> int:
+    digest = hashlib.sha256(f"{seed}:{server_round}:{site}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
