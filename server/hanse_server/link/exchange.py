@@ -1,0 +1,262 @@
+"""Who is owed what: instructions on their way to the sites, replies on their way back.
+
+Everything here runs on the link's event loop, so nothing needs a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from hanse.errors import HanseError, NotRegisteredError, WireError
+from hanse.flower import Envelope, error_reply, open_envelope
+from hanse.wire import hanse_pb2 as pb
+from hanse.wire.assembler import Assembler, check_envelope
+from hanse.wire.limits import Limits
+from hanse.wire.message import Encoded
+
+from hanse_server.journal import Entry, Journal, State
+from hanse_server.link.session import Session
+from hanse_server.metrics import ServerMetrics
+
+log = logging.getLogger("hanse.link")
+
+MOST_PARTIAL = 8
+"""Replies of sites that went away half-way, kept so that they can go on from there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """A message for one site. ``encoded`` may be shared by many."""
+
+    site: str
+    envelope: Envelope
+    encoded: Encoded
+
+    @property
+    def id(self) -> str:
+        """The message id."""
+        return self.envelope.message_id
+
+
+class Slots:
+    """How many replies of one exchange may be on their way, or here and not yet taken.
+
+    The rest wait at their sites, so that the server's memory does not grow with their number.
+    """
+
+    def __init__(self, free: float) -> None:
+        self.free = free
+        self.waiting: deque[str] = deque()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply that arrived; whoever takes it gives its slot back, if it holds one."""
+
+    message: Message
+    slots: Slots | None
+
+
+@dataclass
+class _Pending:
+    instruction: Instruction
+    answer: Callable[[Reply], None]
+    slots: Slots
+    assembler: Assembler | None = None
+    granted: bool = False  # holds a slot
+
+    @property
+    def id(self) -> str:
+        return self.instruction.id
+
+
+@dataclass
+class Exchange:
+    """The instructions that are pending, and the sessions of the sites that are there."""
+
+    journal: Journal
+    metrics: ServerMetrics
+    limits: Limits
+    sessions: dict[str, Session] = field(default_factory=dict)
+    _pending: dict[str, _Pending] = field(default_factory=dict)
+    _partial: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _late: set[str] = field(default_factory=set)
+
+    # --- what the app asks for ------------------------------------------------------------
+
+    def push(
+        self, instructions: Iterable[Instruction], answer: Callable[[Reply], None], slots: Slots
+    ) -> None:
+        """Send instructions, now or when their sites come; hand each reply to ``answer``."""
+        for instruction in instructions:
+            pending = _Pending(instruction, answer, slots)
+            self._pending[pending.id] = pending
+            session = self.sessions.get(instruction.site)
+            if session is not None:
+                self._deliver(session, pending, 0)
+
+    def abandon(self, instructions: Iterable[str]) -> None:
+        """Wait for these no longer."""
+        for each in instructions:
+            pending = self._pending.pop(each, None)
+            self._partial.pop(each, None)
+            if pending is not None and pending.granted:
+                self.release(pending.slots)
+
+    def release(self, slots: Slots) -> None:
+        """A slot is free again: the next reply that waits for one may come."""
+        slots.free += 1
+        while slots.free and slots.waiting:
+            pending = self._pending.get(slots.waiting.popleft())
+            if pending is None or pending.granted or pending.assembler is None:
+                continue
+            session = self.sessions.get(pending.instruction.site)
+            if session is not None:
+                self._grant(session, pending, pending.assembler)
+
+    def settle(self, entries: Iterable[Entry]) -> None:
+        """Tell the sites that are there what they need no longer keep."""
+        done: dict[str, list[str]] = {}
+        for entry in entries:
+            done.setdefault(entry.site, []).append(entry.instruction)
+            self._late.discard(entry.instruction)
+        for site, instructions in done.items():
+            session = self.sessions.get(site)
+            if session is not None:
+                session.settle(instructions)
+
+    def refuse_unregistered(self, registered: Collection[str]) -> None:
+        """Answer what is pending for sites that cannot come any more."""
+        for pending in list(self._pending.values()):
+            site = pending.instruction.site
+            if site not in registered:
+                self._fail(pending, NotRegisteredError(f"site {site!r} is not registered"))
+
+    # --- what the sessions report -----------------------------------------------------------
+
+    def joined(self, session: Session, hello: pb.Hello) -> None:
+        """A site is there: send it what it is owed and ask for what it holds."""
+        self.sessions[session.site] = session
+        session.held.update(hello.held)
+        session.busy.update(hello.busy)
+        for each in hello.held:
+            if each not in self._pending:
+                self._unasked(session, each, self.journal.state(each))
+        partial = {progress.message_id: progress.received for progress in hello.partial}
+        for pending in list(self._pending.values()):
+            if pending.instruction.site == session.site:
+                self._deliver(session, pending, partial.get(pending.id, 0))
+
+    def left(self, session: Session) -> None:
+        """A site is gone. What arrived of its replies is kept, for some of them."""
+        del self.sessions[session.site]
+        for pending in list(self._pending.values()):
+            if pending.instruction.site == session.site and pending.granted:
+                pending.granted = False
+                self._partial[pending.id] = None
+                self.release(pending.slots)
+        while len(self._partial) > MOST_PARTIAL:
+            oldest, _ = self._partial.popitem(last=False)
+            self._pending[oldest].assembler = None
+
+    def on_header(self, session: Session, header: pb.Header) -> None:
+        """A site has a reply.
+
+        Raises:
+            WireError: if it cannot be told which instruction it answers.
+        """
+        envelope = check_envelope(header, self.limits)
+        session.finished(envelope.reply_to)
+        pending = self._pending_of(session, envelope.reply_to)
+        if pending is None:
+            state = self.journal.state(envelope.reply_to)
+            self._unasked(session, envelope.reply_to, state, late=state is not State.OWED)
+            return
+        try:
+            self._announced(session, pending, header, envelope)
+        except WireError as error:
+            self._fail(pending, error)
+
+    def on_chunk(self, session: Session, chunk: pb.Chunk) -> None:
+        """The next piece of a reply; what nobody waits for is dropped."""
+        pending = self._pending_of(session, chunk.message_id)
+        if pending is None or pending.assembler is None or not pending.granted:
+            return
+        try:
+            pending.assembler.add(chunk.offset, chunk.data)
+            if pending.assembler.complete:
+                self._arrived(session, pending, pending.assembler)
+        except WireError as error:
+            self._fail(pending, error)
+
+    # --- the way of one instruction -----------------------------------------------------------
+
+    def _deliver(self, session: Session, pending: _Pending, start: int) -> None:
+        if pending.id in session.held:
+            session.ask(pending.id)
+        elif pending.id not in session.busy:
+            instruction = pending.instruction
+            session.instruct(
+                instruction.encoded,
+                instruction.envelope,
+                start=start if start <= instruction.encoded.body_size else 0,
+                wanted=lambda: pending.id in self._pending,
+            )
+
+    def _announced(
+        self, session: Session, pending: _Pending, header: pb.Header, envelope: Envelope
+    ) -> None:
+        own = pending.instruction.envelope
+        if (envelope.src_node_id, envelope.run_id) != (own.dst_node_id, own.run_id):
+            raise WireError(f"a reply of {session.site} carries the id of another site or run")
+        assembler = pending.assembler
+        if assembler is None or not assembler.take_up(header, self.limits):
+            assembler = pending.assembler = Assembler(header, self.limits)
+        if assembler.complete:
+            self._arrived(session, pending, assembler)
+        elif pending.slots.free:
+            self._grant(session, pending, assembler)
+        else:
+            pending.slots.waiting.append(pending.id)
+
+    def _grant(self, session: Session, pending: _Pending, assembler: Assembler) -> None:
+        pending.slots.free -= 1
+        pending.granted = True
+        self._partial.pop(pending.id, None)
+        session.ask(pending.id, assembler.received)
+
+    def _arrived(self, session: Session, pending: _Pending, assembler: Assembler) -> None:
+        message = assembler.message()
+        session.acknowledge(pending.id, assembler.size)
+        self._answer(pending, message)
+
+    def _fail(self, pending: _Pending, error: HanseError) -> None:
+        log.warning("%s: %s", pending.instruction.site, error)
+        asked = open_envelope(pending.instruction.envelope, RecordDict())
+        self._answer(pending, error_reply(error, asked))
+
+    def _answer(self, pending: _Pending, message: Message) -> None:
+        del self._pending[pending.id]
+        self._partial.pop(pending.id, None)
+        pending.answer(Reply(message, pending.slots if pending.granted else None))
+
+    def _pending_of(self, session: Session, instruction: str) -> _Pending | None:
+        """What ``instruction`` is pending for, if it is this session's to answer."""
+        pending = self._pending.get(instruction)
+        return pending if pending and pending.instruction.site == session.site else None
+
+    def _unasked(
+        self, session: Session, instruction: str, state: State, *, late: bool = False
+    ) -> None:
+        """A site holds a reply that nobody waits for."""
+        if (late or state is State.ABANDONED) and instruction not in self._late:
+            log.warning("%s: a reply came too late", session.site)
+            self.metrics.replies.labels(session.site, "late").inc()
+            self._late.add(instruction)
+        if state is State.SETTLED:
+            self._late.discard(instruction)
+            session.settle([instruction])
