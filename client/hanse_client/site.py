@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from hanse.config import Settings, load_toml
 from hanse.errors import SiteFileError
 from hanse.identity import SITE_NAME
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from hanse.records import Data
+from pydantic import Field, PositiveFloat, PositiveInt
 
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 
@@ -19,19 +20,6 @@ class Tls(Settings):
     ca: Path
     certificate: Path
     key: Path
-
-
-class Data(Settings):
-    """``[data]``: the private records, and those of them kept back to judge models by.
-
-    Give ``test`` a file of its own, or ``holdout`` a fraction of ``train`` that
-    ``holdout_seed`` picks. Held-out records never take part in training.
-    """
-
-    train: Path
-    test: Path | None = None
-    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    holdout_seed: NonNegativeInt = 0
 
 
 class Budget(Settings):
@@ -102,18 +90,13 @@ def load_site(path: Path) -> Site:
     """
     site = load_toml(path, Site, SiteFileError)
     folder = path.resolve().parent
-    tls, data = site.tls, site.data
+    tls = site.tls
     return site.model_copy(
         update={
             "state": folder / site.state,
             "tls": Tls(
                 ca=folder / tls.ca, certificate=folder / tls.certificate, key=folder / tls.key
             ),
-            "data": data.model_copy(
-                update={
-                    "train": folder / data.train,
-                    "test": None if data.test is None else folder / data.test,
-                }
-            ),
+            "data": site.data.below(folder),
         }
     )

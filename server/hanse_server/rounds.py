@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -30,6 +30,8 @@ from hanse_server.workspace import RoundRecord, Workspace, read_history
 
 log = logging.getLogger("hanse.server")
 
+OnRound = Callable[[RoundRecord], None]
+
 POLL_SECONDS = 0.05
 
 
@@ -43,11 +45,21 @@ class Trained:
 
 
 class RoundLoop:
-    """Runs a job's rounds over a grid, from the workspace's last checkpoint on."""
+    """Runs a job's rounds over a grid, from the workspace's last checkpoint on.
+
+    Args:
+        on_round: told of each round once it is durable.
+    """
 
     def __init__(
-        self, job: Job, grid: HanseGrid, workspace: Workspace, metrics: ServerMetrics
+        self,
+        job: Job,
+        grid: HanseGrid,
+        workspace: Workspace,
+        metrics: ServerMetrics,
+        on_round: OnRound,
     ) -> None:
+        self._on_round = on_round
         self._job = job
         self._grid = grid
         self._workspace = workspace
@@ -108,6 +120,7 @@ class RoundLoop:
         progress = replace(progress, round=number, missed=0 if met else progress.missed + 1)
         progress = self._keep(record, arrays, released, progress)
         self._tell(record)
+        self._on_round(record)
         return arrays, progress
 
     # --- the steps of a round ---------------------------------------------------------------

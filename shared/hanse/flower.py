@@ -8,7 +8,7 @@ Flower.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -50,7 +50,14 @@ PROXIMAL_MU = "proximal-mu"
 SERVER_NODE_ID = 1
 """The node id under which a ServerApp sends; the number is Flower's."""
 
-_NUMPY = "numpy.ndarray"  # Flower's name for the bytes of `numpy.save`
+APP_RAISED = 2
+"""Code of a reply whose app raised an exception that Hanse does not know; Flower's number."""
+
+APP_CRASHED = 8
+"""Code of a reply whose app's process died; Flower's number."""
+
+log = logging.getLogger("hanse")
+
 _BFLOAT16 = "hanse.bfloat16"  # numpy has no bfloat16: its raw little-endian bytes
 
 
@@ -126,6 +133,22 @@ def open_envelope(envelope: Envelope, content: RecordDict | FlowerError) -> Mess
 def error_reply(error: HanseError, instruction: Message) -> Message:
     """The reply that tells the server, by label and code, why there is no result."""
     return Message(FlowerError(error.exit_code, error.reason()), reply_to=instruction)
+
+
+def answer(call: Callable[[Message], Message], instruction: Message) -> Message:
+    """The reply of an app to an instruction, whatever happens inside the app.
+
+    An unexpected exception is answered by its type alone: its text may hold private values, and
+    stays, with the traceback, in the site's log.
+    """
+    try:
+        return call(instruction)
+    except HanseError as refusal:
+        log.warning("%s. %s", refusal.message, refusal.remedy)
+        return error_reply(refusal, instruction)
+    except Exception as failure:  # the outermost loop of a site: no message may end it
+        log.exception("the app failed on %s", instruction.metadata.message_type)
+        return Message(FlowerError(APP_RAISED, type(failure).__name__), reply_to=instruction)
 
 
 def error_label(error: FlowerError) -> str:

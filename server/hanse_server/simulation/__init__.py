@@ -1,1 +1,63 @@
 """Grids that drive the same ClientApp without a network."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from hanse.identity import node_id_of
+from hanse.job import Job
+from hanse.simulation import CLIENT_APP, SimulatedSites
+
+from hanse_server.app import make_server_app, run_app
+from hanse_server.metrics import ServerMetrics
+from hanse_server.rounds import OnRound
+from hanse_server.simulation.grid import Engine, LocalGrid
+from hanse_server.simulation.inline import InlineEngine
+from hanse_server.simulation.process import ProcessEngine
+from hanse_server.workspace import Workspace
+
+EngineName = Literal["inline", "process"]
+
+
+def simulate(
+    job: Job,
+    sites: SimulatedSites,
+    workspace: Workspace,
+    metrics: ServerMetrics,
+    *,
+    engine: EngineName = "inline",
+    workers: int | None = None,
+    on_round: OnRound = lambda record: None,
+) -> None:
+    """Run ``job`` on simulated sites, with the ServerApp and the ClientApp of a real federation.
+
+    Args:
+        engine: ``inline``, one site after the other in this process; or ``process``.
+        workers: processes of the ``process`` engine; one a core if None.
+        on_round: told of each round once it is durable.
+
+    Raises:
+        HanseError: as a run on real sites does.
+    """
+    with _engine(engine, sites, workers) as driving:
+        grid = LocalGrid(workspace.run_id, sites.names, driving)
+        run_app(make_server_app(job, workspace, metrics, on_round), grid)
+
+
+@contextmanager
+def _engine(name: EngineName, sites: SimulatedSites, workers: int | None) -> Iterator[Engine]:
+    names = {node_id_of(site): site for site in sites.names}
+    described = sites.model_dump_json()
+    engine: Engine
+    if name == "inline":
+        module, _, factory = CLIENT_APP.partition(":")
+        engine = InlineEngine(getattr(importlib.import_module(module), factory)(described), names)
+    else:
+        engine = ProcessEngine(CLIENT_APP, described, names, workers=workers)
+    try:
+        yield engine
+    finally:
+        engine.close()

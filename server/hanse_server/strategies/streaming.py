@@ -88,7 +88,8 @@ class StreamingFedAvg(Strategy):
         self._model = to_tensors(arrays)
         sites = sorted(grid.get_node_ids())
         size = min(len(sites), max(self._quorum, round(self._fraction * len(sites))))
-        chosen = random.Random(f"{self._seed}:{server_round}").sample(sites, size)
+        choice = random.Random(f"{self._seed}:{server_round}")  # noqa: S311 - not a secret
+        chosen = choice.sample(sites, size)
         return _messages(server_round, arrays, config, chosen, MessageType.TRAIN)
 
     def aggregate_train(

@@ -1,0 +1,95 @@
+"""The audit trail: what was asked of a site and what left it, one line each, chained by hash."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hanse.errors import LedgerError
+
+GENESIS = "0" * 64
+
+
+class AuditTrail:
+    """Appends lines to a file; each holds the digest of the one before it.
+
+    The lines name messages, sizes, digests, metrics and reasons; no record and no weight is in
+    them.
+
+    Args:
+        path: of the file; None keeps nothing, for simulated sites.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._last = _last_digest(path)
+
+    def write(self, event: str, **details: Any) -> None:
+        """Add a line, durably.
+
+        Raises:
+            LedgerError: if it cannot be written; what was to be told must then not happen.
+        """
+        if self._path is None:
+            return
+        with self._lock:
+            line = {"time": time.time(), "event": event, **details, "previous": self._last}
+            text = json.dumps(line, sort_keys=True)
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    file.write(text + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise LedgerError(
+                    f"the audit trail {self._path} cannot be written: {error.strerror}",
+                    remedy="Make room on the disk; nothing was sent.",
+                ) from error
+            self._last = _digest(text)
+
+
+def read_audit(path: Path) -> list[dict[str, Any]]:
+    """The lines of a trail, oldest first; none where there is no file."""
+    return [json.loads(text) for text in _lines(path)]
+
+
+def first_break(path: Path) -> int | None:
+    """The number of the first line that was changed, added or follows a removed one; else None."""
+    previous = GENESIS
+    for number, text in enumerate(_lines(path), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return number
+        if line.get("previous") != previous:
+            return number
+        previous = _digest(text)
+    return None
+
+
+def _last_digest(path: Path) -> str:
+    last = GENESIS
+    for text in _lines(path):
+        last = _digest(text)
+    return last
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,130 @@
+"""`hanse client check`: what an administrator runs first, before anything leaves the site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from hanse.errors import HanseError
+from hanse.job import Job
+from hanse.records import fingerprint, read_records
+from hanse.task import load_task
+from hanse.tls import load_identity
+
+from hanse_client import device
+from hanse_client.books import ledger_path
+from hanse_client.ledger import LedgerReader
+from hanse_client.link import probe
+from hanse_client.plan import plan_round
+from hanse_client.policy import check_job, check_plan
+from hanse_client.site import Site
+
+SOON_DAYS = 30
+"""A certificate that ends within these days is told of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        remedy: what to do, where ``ok`` is False.
+        exit_code: of the error behind it, else 0.
+    """
+
+    name: str
+    ok: bool
+    message: str
+    remedy: str = ""
+    exit_code: int = 0
+
+
+def check_site(site: Site, job: Job | None) -> Iterator[Finding]:
+    """Yield each finding as it is made: data, certificate, coordinator, device, budget, egress.
+
+    Args:
+        job: a job that the site is asked to take part in; its task reads the data then, and
+            its first round is held against the policy.
+    """
+    checks: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("data", lambda: _data(site, job)),
+        ("policy", lambda: _policy(site, job)),
+        ("certificate", lambda: _certificate(site)),
+        ("coordinator", lambda: _coordinator(site)),
+        ("device", lambda: device.describe(device.resolve(site.device))),
+        ("budget", lambda: _budget(site)),
+        ("leaves the site", lambda: _egress(site)),
+    )
+    for name, check in checks:
+        try:
+            yield Finding(name=name, ok=True, message=check())
+        except HanseError as error:
+            yield Finding(
+                name=name,
+                ok=False,
+                message=error.message,
+                remedy=error.remedy,
+                exit_code=error.exit_code,
+            )
+
+
+def _data(site: Site, job: Job | None) -> str:
+    known_as = fingerprint(site.data.train)
+    if job is None:
+        return (
+            f"{site.data.train.name} is there, known to the ledger as {known_as[:12]}; "
+            "with --job it is read as that job's task does"
+        )
+    records = read_records(load_task(job.task.name, job.task.options), site.data)
+    held_out = 0 if records.held_out is None else len(records.held_out)
+    return (
+        f"{len(records.train)} records to train on, {held_out} held out, known to the ledger "
+        f"as {known_as[:12]}"
+    )
+
+
+def _policy(site: Site, job: Job | None) -> str:
+    if job is None:
+        return "allows the tasks " + ", ".join(task.name for task in site.policy.tasks)
+    check_job(site.policy, job, 1)
+    records = read_records(load_task(job.task.name, job.task.options), site.data)
+    plan = plan_round(job, 1, len(records.train), site=site.name)
+    check_plan(site.policy, plan)
+    if plan.privacy is None:
+        return f"allows {job.name}, which trains with no privacy"
+    return (
+        f"allows {job.name}: {job.rounds} rounds of {plan.steps} steps, noise multiplier "
+        f"{plan.privacy.noise_multiplier:.3f}, sampling rate {plan.privacy.sampling_rate:.4g}"
+    )
+
+
+def _certificate(site: Site) -> str:
+    identity = load_identity(site.tls.ca, site.tls.certificate, site.tls.key)
+    days = (identity.not_after - datetime.now(UTC)).days
+    soon = ": ask the operator for a new one" if days < SOON_DAYS else ""
+    return f"of {identity.name}, valid for {days} more days{soon}"
+
+
+def _coordinator(site: Site) -> str:
+    identity = load_identity(site.tls.ca, site.tls.certificate, site.tls.key)
+    return f"{site.coordinator} lets this site in, and runs hanse {probe(site, identity)}"
+
+
+def _budget(site: Site) -> str:
+    budget = site.budget
+    if not ledger_path(site).exists():
+        return f"epsilon {budget.epsilon:g} at delta {budget.delta:g}; nothing is spent"
+    with LedgerReader(ledger_path(site)) as ledger:
+        stated = ledger.statement(fingerprint(site.data.train), budget)
+    return (
+        f"epsilon {stated.spent:.4g} of {budget.epsilon:g} is spent on this data, in "
+        f"{stated.rounds} rounds; {stated.left:.4g} is left (delta {budget.delta:g})"
+    )
+
+
+def _egress(site: Site) -> str:
+    policy = site.policy
+    weight = "the number of records" if policy.count == "public" else f"a weight of {policy.count}"
+    metrics = ", ".join(policy.release) or "none"
+    return f"the update of each round, {weight}, and of the metrics: {metrics}"

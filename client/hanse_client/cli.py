@@ -1,0 +1,111 @@
+"""The subcommands of a partner site's administrator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from hanse.cli import Json, out, show
+
+SiteFile = Annotated[Path, typer.Argument(metavar="SITE", help="The site's file, site.toml.")]
+client_app = typer.Typer(help="The client of a partner site.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these subcommands to ``hanse``."""
+    app.add_typer(client_app, name="client")
+
+
+@client_app.command("run")
+def run(site_file: SiteFile = Path("site.toml")) -> None:
+    """Connect to the coordinator and serve its instructions, within this site's policy."""
+    from hanse_client.serve import serve
+    from hanse_client.site import load_site
+
+    serve(load_site(site_file))
+
+
+@client_app.command("check")
+def check(
+    site_file: SiteFile = Path("site.toml"),
+    job_file: Annotated[
+        Path | None, typer.Option("--job", help="A job to hold against data and policy.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try everything before anything leaves: data, certificate, coordinator, device, budget."""
+    from hanse.job import load_job
+
+    from hanse_client.check import Finding, check_site
+    from hanse_client.site import load_site
+
+    findings: list[Finding] = []
+    site = load_site(site_file)
+    for finding in check_site(site, None if job_file is None else load_job(job_file)):
+        findings.append(finding)
+        if not as_json:
+            mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
+            out.print(f"{mark} {finding.name}: ", end="")
+            out.print(finding.message, markup=False, soft_wrap=True)
+            if not finding.ok:
+                out.print(f"       {finding.remedy}", markup=False, soft_wrap=True)
+    result = {"site": site.name, "findings": [asdict(finding) for finding in findings]}
+    show(result, as_json, lambda: None)
+    failed = [finding.exit_code for finding in findings if not finding.ok]
+    if failed:
+        raise typer.Exit(failed[0])
+
+
+@client_app.command("ledger")
+def ledger(site_file: SiteFile = Path("site.toml"), as_json: Json = False) -> None:
+    """What was spent of the privacy budget, by data set, and on which rounds."""
+    from hanse_client.books import ledger_result, ledger_view
+    from hanse_client.site import load_site
+
+    result = ledger_result(load_site(site_file))
+    show(result, as_json, lambda: out.print(ledger_view(result)))
+
+
+@client_app.command("audit")
+def audit(
+    site_file: SiteFile = Path("site.toml"),
+    verify: Annotated[bool, typer.Option(help="Check that no line was changed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What was asked of this site, and what left it."""
+    from hanse.errors import LedgerError
+
+    from hanse_client.audit import first_break, read_audit
+    from hanse_client.books import audit_path, audit_view
+    from hanse_client.site import load_site
+
+    path = audit_path(load_site(site_file))
+    broken = first_break(path) if verify else None
+    if broken is not None:
+        raise LedgerError(
+            f"{path}: line {broken} does not follow from the one before it",
+            remedy="The trail was changed, or a line was removed; keep the file as it is.",
+        )
+    lines = read_audit(path)
+    show({"lines": lines, "verified": verify}, as_json, lambda: out.print(audit_view(lines)))
+
+
+@client_app.command("request")
+def request(
+    name: Annotated[str, typer.Argument(help="What this site is to be called.")],
+    folder: Annotated[Path, typer.Option(help="Where the key and the request go.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Make this site's key here, and a signing request for the operator; the key stays."""
+    from hanse_client.request import make_request
+
+    made = make_request(name, folder)
+
+    def render() -> None:
+        out.print(f"key, which stays here: {made.key}", soft_wrap=True)
+        out.print(f"send to the operator:  {made.request}", soft_wrap=True)
+        out.print(f"fingerprint of the key, to compare: {made.key_fingerprint}", soft_wrap=True)
+
+    show(asdict(made), as_json, render)

@@ -1,0 +1,156 @@
+"""The gates of a site, each a Flower mod, in the order in which a message passes them.
+
+``account`` answers every refusal by name and tells the administrator; ``policy`` asks whether
+this is allowed here; ``ledger`` whether the privacy budget covers it, and reserves it; then
+comes the work; and ``egress`` lets out what the policy lists, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from hanse.errors import BudgetError, HanseError, LedgerError, PolicyError
+from hanse.flower import ARRAYS, METRICS, WEIGHT, error_reply
+
+from hanse_client.policy import may_leave
+from hanse_client.runtime import SiteRuntime
+
+log = logging.getLogger("hanse.client")
+
+Resolve = Callable[[Context], SiteRuntime]
+"""Which site a context speaks for: a real client has one, a simulation many."""
+
+
+def gates(resolve: Resolve) -> list[Mod]:
+    """The mods of a site's ClientApp, outermost first."""
+
+    def account(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        runtime = resolve(context)
+        kind = message.metadata.message_type
+        try:
+            reply = call_next(message, context)
+        except HanseError as refusal:
+            _tell_refusal(runtime, message, refusal)
+            return error_reply(refusal, message)
+        runtime.metrics.instructions.labels(kind, "result").inc()
+        return reply
+
+    def policy(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if message.metadata.message_type != MessageType.QUERY:
+            runtime = resolve(context)
+            order = runtime.accept(message)
+            runtime.metrics.round.set(order.server_round)
+        return call_next(message, context)
+
+    def ledger(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        runtime = resolve(context)
+        if message.metadata.message_type != MessageType.TRAIN:
+            return call_next(message, context)
+        if not reserve(runtime):
+            return call_next(message, context)
+        try:
+            return call_next(message, context)
+        finally:
+            # From here on a reply may leave, be it an error that training ended in: if this
+            # message comes again, it is a new charge.
+            runtime.ledger.release(runtime.order.message_id)
+
+    def egress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        runtime = resolve(context)
+        reply = call_next(message, context)
+        kind = message.metadata.message_type
+        if kind != MessageType.QUERY:
+            reply.content = _let_out(runtime, reply.content, kind)
+        _tell_release(runtime, message, reply.content)
+        return reply
+
+    return [account, policy, ledger, egress]
+
+
+def reserve(runtime: SiteRuntime) -> bool:
+    """Charge the order under way to the ledger; False where it trains without privacy.
+
+    Raises:
+        BudgetError: if the budget does not cover it; nothing is charged.
+    """
+    order = runtime.order
+    if order.plan.privacy is None or order.plan.charge is None:
+        return False
+    budget = runtime.site.budget
+    with runtime.metrics.phases.during("accounting"):
+        stated = runtime.ledger.reserve(
+            fingerprint=order.records.fingerprint,
+            message_id=order.message_id,
+            run_id=order.run_id,
+            server_round=order.server_round,
+            job_digest=order.job.digest,
+            charge=order.plan.charge,
+            budget=budget,
+        )
+    metrics = runtime.metrics
+    metrics.epsilon_spent.set(stated.spent)
+    metrics.epsilon_left.set(stated.left)
+    metrics.noise_multiplier.set(order.plan.privacy.noise_multiplier)
+    runtime.statement = MetricRecord(
+        {
+            "epsilon": stated.spent,
+            "epsilon_left": stated.left,
+            "delta": budget.delta,
+            "noise_multiplier": order.plan.privacy.noise_multiplier,
+            "sampling_rate": order.plan.privacy.sampling_rate,
+        }
+    )
+    return True
+
+
+def _let_out(runtime: SiteRuntime, content: RecordDict, kind: str) -> RecordDict:
+    """Of a result: the update of a training round, the weight, and the metrics that may leave."""
+    metrics = {
+        name: value
+        for record in content.metric_records.values()
+        for name, value in record.items()
+        if name == WEIGHT or may_leave(runtime.site.policy, name)
+    }
+    released = RecordDict({METRICS: MetricRecord(metrics)})
+    if kind == MessageType.TRAIN:
+        update = content.array_records[ARRAYS]
+        released[ARRAYS] = ArrayRecord({name: update[name] for name in runtime.order.trainer.names})
+    return released
+
+
+def _tell_release(runtime: SiteRuntime, message: Message, content: RecordDict) -> None:
+    arrays = content.array_records.get(ARRAYS, ArrayRecord())
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(array.data)
+    runtime.audit.write(
+        "released",
+        id=message.metadata.message_id,
+        type=message.metadata.message_type,
+        run=message.metadata.run_id,
+        round=message.metadata.group_id,
+        arrays=len(arrays),
+        bytes=sum(len(array.data) for array in arrays.values()),
+        sha256=digest.hexdigest() if arrays else None,
+        metrics={name: dict(record) for name, record in content.metric_records.items()},
+    )
+
+
+def _tell_refusal(runtime: SiteRuntime, message: Message, refusal: HanseError) -> None:
+    kind = message.metadata.message_type
+    runtime.metrics.instructions.labels(kind, refusal.label).inc()
+    if isinstance(refusal, PolicyError | BudgetError | LedgerError):
+        runtime.metrics.refusals.labels(refusal.label).inc()
+    log.warning("%s refused: %s. %s", kind, refusal.message, refusal.remedy)
+    runtime.audit.write(
+        "refused",
+        id=message.metadata.message_id,
+        type=kind,
+        run=message.metadata.run_id,
+        label=refusal.label,
+        reason=refusal.message,
+    )

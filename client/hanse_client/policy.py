@@ -1,0 +1,78 @@
+"""What a site's policy allows: checked before any work, told by name, value and bound."""
+
+from __future__ import annotations
+
+import hanse.task
+from hanse.errors import PolicyError, PrivacyRequiredError
+from hanse.job import Job
+
+from hanse_client.plan import LocalPlan
+from hanse_client.site import Policy
+
+
+def check_job(policy: Policy, job: Job, server_round: int) -> None:
+    """Refuse a job that the policy does not allow, before its task is even loaded.
+
+    Raises:
+        PolicyError: naming what was asked, and the bound in ``site.toml``.
+    """
+    allowed = {task.name: task.digest for task in policy.tasks}
+    if job.task.name not in allowed and "*" not in allowed:
+        raise PolicyError(
+            f"task {job.task.name!r} is not among this site's (policy.tasks in site.toml)"
+        )
+    pinned = allowed.get(job.task.name)
+    if pinned is not None and hanse.task.task_digest(job.task.name) != pinned:
+        raise PolicyError(f"task {job.task.name!r} is not the version that policy.tasks pins")
+    if job.rounds > policy.max_rounds:
+        raise PolicyError(_above("rounds", job.rounds, "max_rounds", policy.max_rounds))
+    if not 1 <= server_round <= job.rounds:
+        raise PolicyError(f"round {server_round} is not one of the job's 1 to {job.rounds}")
+    if not job.privacy.private and not policy.allow_training_without_privacy:
+        raise PrivacyRequiredError(
+            'privacy.mechanism = "none", and this site does not allow it '
+            "(policy.allow_training_without_privacy in site.toml)"
+        )
+
+
+def check_plan(policy: Policy, plan: LocalPlan) -> None:
+    """Refuse a round's work that is out of the policy's bounds.
+
+    Raises:
+        PolicyError: naming what was asked, and the bound in ``site.toml``.
+    """
+    if plan.steps > policy.max_steps:
+        raise PolicyError(_above("steps", plan.steps, "max_steps", policy.max_steps))
+    if plan.privacy is None:
+        return
+    noise, norm = plan.privacy.noise_multiplier, plan.privacy.clipping_norm
+    if noise < policy.min_noise_multiplier:
+        raise PolicyError(
+            f"noise_multiplier = {noise:g} is below this site's smallest, "
+            f"{policy.min_noise_multiplier:g} (policy.min_noise_multiplier in site.toml)"
+        )
+    if norm > policy.max_clipping_norm:
+        raise PolicyError(
+            _above("clipping_norm", norm, "max_clipping_norm", policy.max_clipping_norm)
+        )
+
+
+def check_model_size(policy: Policy, size_bytes: int) -> None:
+    """Refuse a model larger than the policy's bound.
+
+    Raises:
+        PolicyError: naming size and bound.
+    """
+    if size_bytes > policy.max_model_mb * 1e6:
+        raise PolicyError(
+            _above("model size in MB", size_bytes / 1e6, "max_model_mb", policy.max_model_mb)
+        )
+
+
+def may_leave(policy: Policy, metric: str) -> bool:
+    """Whether the policy releases ``metric``; ``*`` in the list releases all."""
+    return metric in policy.release or "*" in policy.release
+
+
+def _above(name: str, value: float, key: str, bound: float) -> str:
+    return f"{name} = {value:g} is above this site's largest, {bound:g} (policy.{key} in site.toml)"

@@ -1,0 +1,165 @@
+"""What a site holds open while it serves: its settings, data, model, ledger and audit trail."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord
+from hanse.config import validate
+from hanse.errors import JobError, PolicyError
+from hanse.flower import CONFIG, JOB, PROXIMAL_MU, ROUND, only_arrays
+from hanse.job import Job
+from hanse.records import Records
+from hanse.task import AnyTask, load_task
+
+from hanse_client import device
+from hanse_client.audit import AuditTrail
+from hanse_client.ledger import Ledger
+from hanse_client.metrics import ClientMetrics
+from hanse_client.plan import LocalPlan, plan_round
+from hanse_client.policy import check_job, check_model_size, check_plan
+from hanse_client.site import Site
+from hanse_client.training import Trainer
+
+ReadRecords = Callable[[AnyTask], Records]
+"""How a site's records are read; a simulated site gets a part of a pooled data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """An instruction that passed the policy: what is to be done, and with what.
+
+    Attributes:
+        plan: what a training round does here; the ledger charges by it.
+    """
+
+    job: Job
+    server_round: int
+    run_id: int
+    message_id: str
+    plan: LocalPlan
+    trainer: Trainer
+    records: Records
+
+
+class SiteRuntime:
+    """One open site; it serves one instruction at a time.
+
+    Task, records and model stay warm from one instruction to the next of the same job.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        read: ReadRecords,
+        ledger: Ledger,
+        audit: AuditTrail,
+        metrics: ClientMetrics,
+    ) -> None:
+        self.site = site
+        self.ledger = ledger
+        self.audit = audit
+        self.metrics = metrics
+        self._read = read
+        self._job: Job | None = None
+        self._warm: tuple[Trainer, Records] | None = None
+        self._order: Order | None = None
+        self.statement = MetricRecord()
+        """What the ledger says of the order under way; empty without privacy."""
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that the site's file names."""
+        return device.resolve(self.site.device)
+
+    @property
+    def order(self) -> Order:
+        """The order under way."""
+        if self._order is None:
+            raise PolicyError("no instruction has passed the policy")
+        return self._order
+
+    def accept(self, message: Message) -> Order:
+        """Make ``message`` the order under way, if the policy allows it.
+
+        Raises:
+            JobError: if it is not an instruction of Hanse's server app.
+            PolicyError: if the policy does not allow it.
+            DataError: if the site's data does not fit the task.
+        """
+        self._order = None
+        self.statement = MetricRecord()
+        config = message.content.config_records.get(CONFIG, ConfigRecord())
+        job = self._read_job(config)
+        server_round = config.get(ROUND)
+        if not isinstance(server_round, int):
+            raise JobError(f"{ROUND} = {server_round!r} is not a whole number")
+        policy = self.site.policy
+        check_job(policy, job, server_round)
+        check_model_size(policy, _model_bytes(message))
+        trainer, records = self._open(job)
+        plan = plan_round(
+            job,
+            server_round,
+            len(records.train),
+            site=self.site.name,
+            proximal_mu=_proximal_mu(config),
+        )
+        check_plan(policy, plan)
+        self._order = Order(
+            job=job,
+            server_round=server_round,
+            run_id=message.metadata.run_id,
+            message_id=message.metadata.message_id,
+            plan=plan,
+            trainer=trainer,
+            records=records,
+        )
+        return self._order
+
+    def weight(self, records: int) -> float:
+        """The aggregation weight to send: the true count only where the policy makes it public."""
+        count = self.site.policy.count
+        return float(records) if count == "public" else float(count)
+
+    def _read_job(self, config: ConfigRecord) -> Job:
+        text = config.get(JOB)
+        if not isinstance(text, str):
+            raise JobError(f"the instruction carries no {JOB}: this site runs only Hanse's jobs")
+        if self._job is not None and self._job.instruction == text:
+            return self._job
+        try:
+            data = json.loads(text)
+        except ValueError as malformed:
+            raise JobError(f"{JOB} is not JSON: {malformed}") from malformed
+        return validate(data, Job, JobError, where=JOB)
+
+    def _open(self, job: Job) -> tuple[Trainer, Records]:
+        if self._warm is None or self._job is None or self._job.digest != job.digest:
+            task = load_task(job.task.name, job.task.options)
+            self._warm = Trainer(task, self.device), self._read(task)
+            self._job = job
+        return self._warm
+
+
+def _model_bytes(message: Message) -> int:
+    try:
+        arrays = only_arrays(message.content)
+    except ValueError as error:
+        raise JobError(f"the instruction holds no model: {error}") from error
+    return sum(len(array.data) for array in arrays.values())
+
+
+def _proximal_mu(config: ConfigRecord) -> float | None:
+    mu = config.get(PROXIMAL_MU)
+    if mu is None:
+        return None
+    if not isinstance(mu, int | float) or not math.isfinite(mu) or mu < 0:
+        raise PolicyError(f"{PROXIMAL_MU} = {mu!r} is not a finite number of at least 0")
+    return float(mu)

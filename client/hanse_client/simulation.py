@@ -1,0 +1,137 @@
+"""Many sites behind one ClientApp, for simulations: the same app, gates and ledger as at a site."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from hanse.errors import DataError
+from hanse.records import Data, Records, concatenate, fingerprint, hold_out, read_records
+from hanse.simulation import SimulatedSites
+from hanse.task import AnyTask, Examples
+from prometheus_client import CollectorRegistry
+
+from hanse_client.app import make_client_app
+from hanse_client.audit import AuditTrail
+from hanse_client.ledger import Ledger
+from hanse_client.metrics import ClientMetrics
+from hanse_client.runtime import ReadRecords, SiteRuntime
+from hanse_client.site import AllowedTask, Budget, Policy, Site, Tls, load_site
+
+UNBOUNDED = 1e9
+"""Budget of a simulated site that has no file to set one: it shows what a job would spend."""
+
+
+def make_app(described: str) -> ClientApp:
+    """The ClientApp of the sites that ``described`` (a SimulatedSites as JSON) names.
+
+    A site's ledger lives in memory: a simulation spends nothing of a real budget.
+    """
+    sites = SimulatedSites.model_validate_json(described)
+    open_site = _from_files(sites) if sites.files else _from_parts(sites)
+    runtimes: dict[str, SiteRuntime] = {}
+
+    def resolve(context: Context) -> SiteRuntime:
+        name = str(context.node_config["site"])
+        if name not in runtimes:
+            site, read = open_site(name)
+            runtimes[name] = SiteRuntime(
+                site,
+                read=read,
+                ledger=Ledger(None),
+                audit=AuditTrail(None),
+                metrics=ClientMetrics(CollectorRegistry()),
+            )
+        return runtimes[name]
+
+    return make_client_app(resolve)
+
+
+OpenSite = Callable[[str], tuple[Site, ReadRecords]]
+
+
+def _from_files(sites: SimulatedSites) -> OpenSite:
+    loaded = [load_site(path) for path in sites.files]
+
+    def data_of(site: Site) -> Data:
+        if sites.holdout_seed is None:
+            return site.data
+        return site.data.model_copy(update={"holdout_seed": sites.holdout_seed})
+
+    def open_site(name: str) -> tuple[Site, ReadRecords]:
+        if sites.pooled:
+            return _waive(loaded[0]), lambda task: _pool(task, [data_of(site) for site in loaded])
+        site = next(site for site in loaded if site.name == name)
+        data = data_of(site)
+        return _waive(site) if sites.waived else site, lambda task: read_records(task, data)
+
+    return open_site
+
+
+def _from_parts(sites: SimulatedSites) -> OpenSite:
+    if sites.data is None or sites.parts is None:
+        raise DataError("simulated sites need a pooled data set, or a file each")
+    source, parts = sites.data, np.load(sites.parts, allow_pickle=False)
+    whole = fingerprint(source)
+
+    @cache
+    def pool(task_key: str) -> Examples:
+        return tasks[task_key].read(source)
+
+    tasks: dict[str, AnyTask] = {}
+
+    def open_site(name: str) -> tuple[Site, ReadRecords]:
+        def read(task: AnyTask) -> Records:
+            key = f"{type(task).__qualname__}:{task.options!r}"
+            tasks.setdefault(key, task)
+            part = pool(key).take(torch.from_numpy(parts[name]))
+            train, held_out = hold_out(part, sites.holdout, seed=0)
+            known_as = hashlib.sha256(f"{whole}:{name}".encode()).hexdigest()
+            return Records(train, held_out, known_as)
+
+        return _permissive(name), read
+
+    return open_site
+
+
+def _pool(task: AnyTask, data: list[Data]) -> Records:
+    records = [read_records(task, each) for each in data]
+    held_out = [each.held_out for each in records if each.held_out is not None]
+    return Records(
+        concatenate([each.train for each in records]),
+        concatenate(held_out) if held_out else None,
+        hashlib.sha256("".join(each.fingerprint for each in records).encode()).hexdigest(),
+    )
+
+
+def _waive(site: Site) -> Site:
+    policy = site.policy.model_copy(update={"allow_training_without_privacy": True})
+    return site.model_copy(update={"policy": policy})
+
+
+def _permissive(name: str) -> Site:
+    nowhere = Path("simulated")
+    return Site(
+        name=name,
+        coordinator="simulated:0",
+        tls=Tls(ca=nowhere, certificate=nowhere, key=nowhere),
+        data=Data(train=nowhere),
+        budget=Budget(epsilon=UNBOUNDED),
+        policy=Policy(
+            tasks=(AllowedTask(name="*"),),
+            max_steps=10**9,
+            max_rounds=10**9,
+            min_noise_multiplier=1e-9,
+            max_clipping_norm=1e9,
+            max_model_mb=1e9,
+            allow_training_without_privacy=True,
+            release=("*",),
+            count="public",
+        ),
+    )

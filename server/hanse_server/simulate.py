@@ -1,0 +1,105 @@
+"""What `hanse simulate` does: sites laid out, the job run, progress shown."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from hanse.errors import JobError, WorkspaceError
+from hanse.job import Job
+from hanse.metrics import new_registry
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hanse_server.metrics import ServerMetrics
+from hanse_server.rounds import OnRound
+from hanse_server.simulation import EngineName, simulate
+from hanse_server.simulation.sites import lay_out
+from hanse_server.workspace import RoundRecord, Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationRequest:
+    """How a job is to be simulated; see `hanse simulate --help`."""
+
+    data: Path | None
+    sites: int
+    partition: str
+    engine: str = "inline"
+    workers: int | None = None
+    holdout_seed: int | None = None
+    waived: bool = False
+    overwrite: bool = False
+    progress: bool = False
+
+
+def run_simulation(job: Job, request: SimulationRequest, folder: Path) -> None:
+    """Simulate ``job`` as ``request`` says, with ``folder`` as its workspace.
+
+    Raises:
+        WorkspaceError: if ``folder`` holds a run and is not to be overwritten.
+        JobError: if the request does not fit the job or the data.
+    """
+    if request.engine not in get_args(EngineName):
+        raise JobError(
+            f"engine = {request.engine!r} is not one of {', '.join(get_args(EngineName))}",
+            remedy="Choose one of them with --engine.",
+        )
+    _make_room(folder, overwrite=request.overwrite)
+    workspace = Workspace(folder, job)
+    sites = lay_out(
+        job,
+        data=request.data,
+        partition_spec=request.partition,
+        count=request.sites,
+        folder=folder,
+    ).model_copy(update={"holdout_seed": request.holdout_seed, "waived": request.waived})
+    with workspace.locked(), _shown(job, request.progress) as on_round:
+        simulate(
+            job,
+            sites,
+            workspace,
+            ServerMetrics(new_registry()),
+            engine="process" if request.engine == "process" else "inline",
+            workers=request.workers,
+            on_round=on_round,
+        )
+
+
+def _make_room(folder: Path, *, overwrite: bool) -> None:
+    if not (folder / "run.json").exists():
+        return
+    if not overwrite:
+        raise WorkspaceError(
+            f"{folder} holds a run already, and a simulation always begins anew",
+            remedy="Name another --workspace, or say --overwrite.",
+        )
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def _shown(job: Job, wanted: bool) -> Iterator[OnRound]:
+    if not (wanted and sys.stderr.isatty()):
+        yield lambda record: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[judged]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(job.name, total=job.rounds, judged="")
+
+        def on_round(record: RoundRecord) -> None:
+            metrics = record.central or record.federated
+            judged = " ".join(f"{name}={value:.4f}" for name, value in metrics.items())
+            bar.update(task, advance=1, judged=judged)
+
+        yield on_round

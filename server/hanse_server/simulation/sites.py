@@ -1,0 +1,67 @@
+"""Who takes part in a simulation: parts of a pooled data set, or sites with a file each."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import torch
+from hanse.errors import JobError
+from hanse.job import Job
+from hanse.simulation import SimulatedSites
+from hanse.task import load_task
+
+from hanse_server.simulation.partition import partition
+
+
+def lay_out(
+    job: Job, *, data: Path | None, partition_spec: str, count: int, folder: Path
+) -> SimulatedSites:
+    """Decide the sites of a simulation.
+
+    Args:
+        data: the pooled data set; not needed where ``partition_spec`` is a folder of site files.
+        partition_spec: ``iid``, ``dirichlet:A``, ``shards:K``, ``column:NAME``, or a folder.
+        count: of sites, where the specification leaves it open.
+        folder: where the parts are written to.
+
+    Raises:
+        JobError: if the specification or the data is missing or does not fit.
+    """
+    if Path(partition_spec).is_dir():
+        return sites_of_folder(Path(partition_spec))
+    if data is None:
+        raise JobError(
+            f"partition {partition_spec} needs a pooled data set",
+            remedy="Name one with --data, or as simulation.data in job.toml.",
+        )
+    task = load_task(job.task.name, job.task.options)
+    parts = partition(
+        partition_spec, task.read(data).targets, sites=count, seed=job.seed, source=data
+    )
+    names = [f"site-{number:0{len(str(len(parts)))}d}" for number in range(1, len(parts) + 1)]
+    arrays = {name: part.to(torch.int64).numpy() for name, part in zip(names, parts, strict=True)}
+    np.savez(folder / "parts.npz", allow_pickle=False, **arrays)
+    return SimulatedSites(
+        names=tuple(names),
+        data=data.resolve(),
+        parts=(folder / "parts.npz").resolve(),
+        holdout=job.simulation.holdout,
+    )
+
+
+def sites_of_folder(folder: Path) -> SimulatedSites:
+    """The sites whose ``site.toml`` files are in a folder; other TOML files are passed over.
+
+    Raises:
+        JobError: if there is none.
+    """
+    names: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.toml")):
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        if {"name", "data", "budget"} <= set(content):
+            names[str(content["name"])] = file.resolve()
+    if not names:
+        raise JobError(f"{folder} holds no site files", remedy="Name a folder of site.toml files.")
+    return SimulatedSites(names=tuple(names), files=tuple(names.values()))

@@ -1,0 +1,107 @@
+"""What the operator's commands print: tables for people, of the same facts as their JSON."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from hanse.job import Job
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hanse_server.provisioning.federation import Provisioned
+from hanse_server.statement import NO_PRIVACY
+from hanse_server.status import Status
+from hanse_server.workspace import read_history
+
+
+def run_outcome(job: Job, folder: Path) -> dict[str, Any]:
+    """How a run ended: rounds, the last metrics, each site's last word, bytes and seconds."""
+    history = read_history(folder)
+    judged = [line for line in history if line["federated"] or line["central"]]
+    sites: dict[str, dict[str, Any]] = {}
+    for line in history:
+        for name, site in line["sites"].items():
+            entry = sites.setdefault(name, {"rounds": 0})
+            if site["outcome"] == "result":
+                entry["rounds"] += 1
+                entry |= site["metrics"]
+            else:
+                entry["last_failure"] = site["reason"] or site["outcome"]
+    return {
+        "job": job.name,
+        "private": job.privacy.private,
+        "rounds": len(history),
+        "federated": judged[-1]["federated"] if judged else {},
+        "central": judged[-1]["central"] if judged else {},
+        "sites": sites,
+        "bytes_up": sum(line["bytes_up"] for line in history),
+        "bytes_down": sum(line["bytes_down"] for line in history),
+        "seconds": round(sum(line["seconds"] for line in history), 3),
+        "workspace": str(folder),
+        "model": str(folder / "models" / "last.safetensors"),
+    }
+
+
+def outcome_view(outcome: dict[str, Any]) -> RenderableType:
+    """The outcome of a run, for people."""
+    table = Table("", "", show_header=False, box=None)
+    table.add_row("rounds", str(outcome["rounds"]))
+    for source in ("central", "federated"):
+        for name, value in outcome[source].items():
+            table.add_row(f"{name} ({source})", f"{value:.4f}")
+    spent = [site["epsilon"] for site in outcome["sites"].values() if "epsilon" in site]
+    if not outcome["private"]:
+        table.add_row("privacy", Text(NO_PRIVACY.partition(":")[0], style="bold red"))
+    elif spent:
+        table.add_row("epsilon", f"at most {max(spent):.3f} at a site")
+    table.add_row("seconds", f"{outcome['seconds']:.1f}")
+    table.add_row("up, down", f"{_size(outcome['bytes_up'])}, {_size(outcome['bytes_down'])}")
+    table.add_row("model", outcome["model"])
+    return table
+
+
+def status_view(status: Status) -> RenderableType:
+    """What a server does at this moment, for people."""
+    now = time.time()
+    head = Text(f"round {status.round} of {status.rounds}: {status.phase}")
+    if status.waiting_for:
+        head.append(f", waiting for {status.waiting_for}")
+    head.append(f" (as of {now - status.updated_at:.0f} s ago)")
+    connected = Text("connected: " + (", ".join(status.connected) or "no site"))
+    if not status.awaited:
+        return Group(head, connected)
+    table = Table("awaited", "for", "at most until")
+    for each in status.awaited:
+        until = time.strftime("%H:%M:%S", time.localtime(each.until)) if each.until else "no limit"
+        table.add_row(each.site, f"{now - each.since:.0f} s", until)
+    return Group(head, connected, table)
+
+
+def provisioned_view(made: Provisioned, removed: list[str]) -> RenderableType:
+    """What `hanse provision` did and what is to be done next, for people."""
+    lines: list[RenderableType] = []
+    if made.added:
+        table = Table("site", "kit to bring to its administrator", "key in it", "valid until")
+        for site in made.added:
+            kept = "yes: bring it by hand" if site.key_in_kit else "no"
+            table.add_row(site.name, str(site.kit), kept, f"{site.expires:%Y-%m-%d}")
+        lines.append(table)
+    if made.kept:
+        lines.append(Text(f"registered before, and kept: {', '.join(made.kept)}"))
+    if removed:
+        lines.append(Text(f"shut out from now on: {', '.join(removed)}"))
+    lines.append(Text(f"server's certificate: until {made.server_expires:%Y-%m-%d}"))
+    folder = made.layout.folder
+    lines.append(Text(f"start the server with: hanse server run JOB --federation {folder}"))
+    return Group(*lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,41 @@
+"""Simulated sites, described in a way that a worker process can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hanse.config import Settings
+
+CLIENT_APP = "hanse_client.simulation:make_app"
+"""What makes the ClientApp of simulated sites from a :class:`SimulatedSites` as JSON.
+
+By name: the server's package drives the client's app without importing it.
+"""
+
+
+class SimulatedSites(Settings):
+    """Who takes part in a simulation, and with which records.
+
+    Either parts of a pooled data set (``data`` and ``parts``), or sites with a file each.
+
+    Attributes:
+        names: of the sites.
+        data: the pooled data set.
+        parts: NPZ file with one array of record numbers a site, under its name.
+        holdout: fraction of each part that is kept back.
+        files: a ``site.toml`` for each name; their policies and budgets hold, their ledgers
+            are left alone.
+        holdout_seed: in place of that of the files.
+        pooled: the sites' training records as one data set at one site.
+        waived: train without privacy although a site's policy does not allow it; the one who
+            simulates has all the records anyway.
+    """
+
+    names: tuple[str, ...]
+    data: Path | None = None
+    parts: Path | None = None
+    holdout: float = 0.0
+    files: tuple[Path, ...] = ()
+    holdout_seed: int | None = None
+    pooled: bool = False
+    waived: bool = False
