@@ -7,6 +7,7 @@ from hanse.metrics import SECONDS, Phases
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 PHASES = ("waiting", "training", "evaluating", "checkpointing")
+OUTCOMES = ("completed", "missed_quorum")
 
 
 class ServerMetrics:
@@ -33,6 +34,8 @@ class ServerMetrics:
         self.round = gauge("round", "The round under way, counted from 1.")
         self.rounds_planned = gauge("rounds_planned", "Rounds that the job asks for.")
         self.rounds = counter("rounds_total", "Rounds ended, by outcome.", ["outcome"])
+        for outcome in OUTCOMES:
+            self.rounds.labels(outcome)  # from 0: the first of a kind counts as an increase
         self.round_seconds = Histogram(
             "hanse_server_round_duration_seconds",
             "Wall time of a round.",

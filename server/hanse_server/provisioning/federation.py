@@ -129,7 +129,7 @@ def _wanted(
     if taken := sorted(registered & set(requests)):
         raise CertificateError(
             f"{', '.join(taken)}: registered already, with another certificate",
-            remedy="To renew a site, remove it from sites.toml first.",
+            remedy="To renew a site, first take it out: `hanse provision --remove <site>`.",
         )
     made_here = {name: None for name in sites if name not in registered}
     return made_here | {name: path.read_bytes() for name, path in requests.items()}

@@ -193,7 +193,7 @@ def test_a_request_does_not_push_out_a_registered_site(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="north: registered already") as refused:
         make(tmp_path, requests={"north": request.request})
 
-    assert "remove it from" in refused.value.remedy
+    assert "--remove" in refused.value.remedy
     assert contents(tmp_path) == before
 
 
