@@ -57,7 +57,7 @@ class Expected:
             DataError: if they have another size.
         """
         arranged = images.transpose(self.layout(images.shape, file))
-        return np.ascontiguousarray(arranged.reshape(len(images), *self.shape))
+        return arranged.reshape(len(images), *self.shape).copy()
 
     def number(self, labels: npt.NDArray[np.integer], file: str) -> Labels:
         """``labels`` as class numbers, shape (N,).
