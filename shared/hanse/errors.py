@@ -205,6 +205,13 @@ class UnreachableError(HanseError):
     discloses_nothing = True
 
 
+class OutboxError(HanseError):
+    exit_code = 38
+    label = "outbox"
+    help = "The site's outbox cannot be written: full disk, no permission, locked."
+    remedy_hint = "Make room or free the outbox; the reply was not sent."
+
+
 # --- 40-49: policy and privacy ------------------------------------------------------------
 
 

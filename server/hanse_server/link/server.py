@@ -201,7 +201,7 @@ class LinkServer:
         await self._stopping.wait()
         watch.cancel()
         for session in self._exchange.sessions.values():
-            session.dismiss(None, retry=True)
+            session.farewell()
         await server.stop(STOP_SECONDS)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
@@ -256,7 +256,12 @@ class LinkServer:
         self._enter(session, hello)
         try:
             self._exchange.joined(session, hello)
-            await session.run(context, self._on_frame, self._heartbeat)
+            ended = await session.duplex.run(
+                context,
+                lambda frame: self._on_frame(session, frame),
+                heartbeat_seconds=self._heartbeat,
+            )
+            log.info("%s: %s", session.site, ended)
         finally:
             self._leave(session)
 
@@ -286,7 +291,7 @@ class LinkServer:
             job=self._job,
             heartbeat_seconds=self._heartbeat,
         )
-        session.outgoing.put(pb.ServerFrame(welcome=welcome))
+        session.welcome(welcome)
 
     def _leave(self, session: Session) -> None:
         left = dict(self._connected)
@@ -294,16 +299,19 @@ class LinkServer:
         self._connected = left
         self._metrics.connected.labels(session.site).set(0)
         self._exchange.left(session)
-        log.info("%s is gone", session.site)
 
-    def _on_frame(self, session: Session, frame: pb.SiteFrame) -> None:
+    async def _on_frame(self, session: Session, frame: pb.SiteFrame) -> None:
         kind = frame.WhichOneof("kind")
-        if kind == "header":
-            self._count_received(session.site, frame.header.ByteSize())
-            self._exchange.on_header(session, frame.header)
-        elif kind == "chunk":
-            self._count_received(session.site, len(frame.chunk.data))
-            self._exchange.on_chunk(session, frame.chunk)
+        try:
+            if kind == "header":
+                self._count_received(session.site, frame.header.ByteSize())
+                self._exchange.on_header(session, frame.header)
+            elif kind == "chunk":
+                self._count_received(session.site, len(frame.chunk.data))
+                self._exchange.on_chunk(session, frame.chunk)
+        except HanseError as error:
+            log.warning("%s: %s", session.site, error)
+            session.dismiss(error, retry=True)
 
     def _count_received(self, site: str, size: int) -> None:
         self._received += size

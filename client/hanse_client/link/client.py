@@ -1,0 +1,202 @@
+"""Connect, serve, reconnect: for ever, or until the coordinator's last word or a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from flwr.app import Message
+from hanse.errors import CertificateError, HanseError, NameTakenError, WireError
+from hanse.wire import hanse_pb2 as pb
+from hanse.wire.duplex import LINGER_SECONDS
+from hanse.wire.protocol import HEARTBEAT_SECONDS
+
+from hanse_client.link.coordinator import Coordinator, RefusedError, shake_hands
+from hanse_client.link.patience import Patience
+from hanse_client.link.stream import Desk, Stream
+from hanse_client.link.worker import Worker
+from hanse_client.metrics import ClientMetrics
+from hanse_client.outbox import Outbox
+
+log = logging.getLogger("hanse.client")
+
+STOP_SECONDS = 10.0
+NAME_TAKEN_SECONDS = 60.0
+
+
+class LinkClient:
+    """Carries instructions from the coordinator to ``execute``, and the replies back.
+
+    Args:
+        execute: carries out one instruction; it is called in one thread, one at a time. What
+            it raises becomes an error reply: a HanseError with its reason, anything else with
+            the name of its type.
+        outbox: where replies are kept until the server has settled them.
+        stop_seconds: how long :meth:`stop` waits for an instruction that is under way.
+        name_taken_seconds: how long to try when another client of this name is connected: a
+            site that was restarted may meet its own stream of before.
+    """
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        execute: Callable[[Message], Message],
+        outbox: Outbox,
+        metrics: ClientMetrics,
+        stop_seconds: float = STOP_SECONDS,
+        name_taken_seconds: float = NAME_TAKEN_SECONDS,
+    ) -> None:
+        self._coordinator = coordinator
+        self._execute = execute
+        self._outbox = outbox
+        self._metrics = metrics
+        self._stop_seconds = stop_seconds
+        self._name_taken_seconds = name_taken_seconds
+        self._loop: asyncio.AbstractEventLoop  # while it runs
+        self._stopping = asyncio.Event()
+        self._stopped = False
+        self._desk: Desk  # while it runs
+        self._stream: Stream | None = None
+        self._patience = Patience()
+        self._streams = 0
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`.
+
+        Raises:
+            HanseError: of the kind for which the coordinator will not have this site, or for
+                which this site cannot go on.
+        """
+        asyncio.run(self._main())
+
+    def stop(self) -> None:
+        """End :meth:`run` soon; may be called from any thread, and from a signal handler."""
+        self._stopped = True
+        with suppress(AttributeError, RuntimeError):  # it has not begun, or has just ended
+            self._loop.call_soon_threadsafe(self._stopping.set)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self._stopped:
+            return
+        worker = Worker(self._execute, self._outbox, self._on_done)
+        self._desk = Desk(
+            outbox=self._outbox,
+            worker=worker,
+            metrics=self._metrics,
+            limits=self._coordinator.limits,
+            held=set(self._outbox.instructions()),
+        )
+        serving = asyncio.create_task(self._serve())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                await asyncio.to_thread(worker.stop, self._stop_seconds)
+                await self._leave(serving)
+        finally:
+            worker.stop(0)
+            stopping.cancel()
+            serving.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    async def _leave(self, serving: asyncio.Task[None]) -> None:
+        """End the stream in good order, within a moment."""
+        if self._stream is not None:
+            self._stream.leave()
+            await asyncio.wait((serving,), timeout=LINGER_SECONDS)
+
+    # --- stream after stream --------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        while True:
+            self._metrics.waiting_since.labels("server").set(self._patience.since)
+            why = await self._one_stream()
+            self._patience.ended()
+            pause = self._patience.pause()
+            log.warning(
+                "%s; waiting for %s since %s, trying again in %.1f s",
+                why,
+                self._coordinator.address,
+                datetime.fromtimestamp(self._patience.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                pause,
+            )
+            await asyncio.sleep(pause)
+
+    async def _one_stream(self) -> str:
+        """Serve one stream; why there is none any more, or never was."""
+        try:
+            async with self._coordinator.stream() as call:
+                return await self._converse(call)
+        except RefusedError as refused:
+            self._heed(refused)
+            return str(refused)
+        except grpc.aio.AioRpcError as error:
+            return str(self._judge(await self._coordinator.explain(error)))
+        except TimeoutError:
+            return "the coordinator does not say a word"
+        except (WireError, asyncio.InvalidStateError) as broken:
+            return str(broken)
+
+    async def _converse(self, call: Any) -> str:
+        # Before the Hello: what the worker finishes from now on is announced on this stream.
+        stream = self._stream = Stream(self._desk)
+        try:
+            welcome = await shake_hands(call, self._desk.hello())
+            self._opened(welcome)
+            return await stream.duplex.run(
+                call,
+                stream.on_frame,
+                heartbeat_seconds=welcome.heartbeat_seconds or HEARTBEAT_SECONDS,
+            )
+        finally:
+            self._stream = None
+            self._metrics.connected.set(0)
+
+    def _opened(self, welcome: pb.Welcome) -> None:
+        self._patience.opened()
+        self._metrics.connected.set(1)
+        self._metrics.waiting_since.labels("server").set(0)
+        if self._streams:
+            self._metrics.reconnects.inc()
+        self._streams += 1
+        log.info(
+            "connected to %s (hanse %s, job %s)",
+            self._coordinator.address,
+            welcome.versions.get("hanse", "?"),
+            welcome.job or "unnamed",
+        )
+
+    def _heed(self, refused: RefusedError) -> None:
+        """Go on after a refusal that may pass; end at one that will not."""
+        if not refused.retry:
+            raise refused.error from refused
+        if not isinstance(refused.error, NameTakenError):
+            return
+        if self._patience.refused_for() > self._name_taken_seconds:
+            raise refused.error from refused
+
+    def _judge(self, error: HanseError) -> HanseError:
+        """A certificate that was never right ends the client; of one that changed it may hope
+        that it changes back.
+        """
+        if isinstance(error, CertificateError) and not self._streams:
+            raise error
+        return error
+
+    def _on_done(self, instruction: str, header: pb.Header, kept: bool) -> None:
+        with suppress(RuntimeError):  # the client has ended while this was under way
+            self._loop.call_soon_threadsafe(self._answered, instruction, header, kept)
+
+    def _answered(self, instruction: str, header: pb.Header, kept: bool) -> None:
+        self._desk.answered(instruction, kept=kept)
+        if self._stream is not None:
+            self._stream.announce(instruction, header)

@@ -1,0 +1,111 @@
+"""The one thread that carries out instructions, in their order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from queue import SimpleQueue
+
+from flwr.app import Error as FlowerError
+from flwr.app import Message
+from hanse.errors import HanseError, OutboxError
+from hanse.flower import Envelope, error_reply
+from hanse.wire import hanse_pb2 as pb
+from hanse.wire.message import Encoded, chunks, encode, make_header
+
+from hanse_client.outbox import Outbox
+
+log = logging.getLogger("hanse.client")
+
+Execute = Callable[[Message], Message]
+
+CLIENT_APP_CRASHED = 2
+"""Flower's code for an exception out of a ClientApp."""
+
+
+class Worker:
+    """Carries out one instruction after the other, and puts each reply into the outbox.
+
+    Args:
+        done: is called on the worker's thread with an instruction's id, its reply's header, and
+            whether the reply is in the outbox. It is, but for a full disk.
+    """
+
+    def __init__(
+        self,
+        execute: Execute,
+        outbox: Outbox,
+        done: Callable[[str, pb.Header, bool], None],
+    ) -> None:
+        self._execute = execute
+        self._outbox = outbox
+        self._done = done
+        self._queue: SimpleQueue[tuple[Message, Execute] | None] = SimpleQueue()
+        self._stopped = False
+        # A daemon, so that a training that is under way cannot keep the process alive for hours.
+        self._thread = threading.Thread(target=self._run, name="hanse-worker", daemon=True)
+        self._thread.start()
+
+    def submit(self, instruction: Message) -> None:
+        """Carry out an instruction when its turn has come."""
+        self._queue.put((instruction, self._execute))
+
+    def refuse(self, instruction: Message, error: HanseError) -> None:
+        """Answer an instruction with an error when its turn has come."""
+        self._queue.put((instruction, lambda asked: error_reply(error, asked)))
+
+    def stop(self, seconds: float) -> None:
+        """Begin nothing more; wait a while for what is under way."""
+        self._stopped = True
+        self._queue.put(None)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            log.warning("an instruction that is under way was given up after %.0f s", seconds)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None and not self._stopped:
+            self._answer(*item)
+
+    def _answer(self, instruction: Message, execute: Execute) -> None:
+        header, encoded = _reply(instruction, execute)
+        asked = instruction.metadata.message_id
+        kept = True
+        try:
+            self._outbox.put(asked, header.SerializeToString(), chunks(encoded))
+        except OutboxError as error:
+            log.exception("a reply could not be kept, so it is not sent")
+            header, _ = _pack(instruction, error_reply(error, instruction))
+            kept = False
+        self._done(asked, header, kept)
+
+
+def _reply(instruction: Message, execute: Execute) -> tuple[pb.Header, Encoded]:
+    kind = instruction.metadata.message_type
+    try:
+        return _pack(instruction, execute(instruction))
+    except HanseError as error:
+        log.warning("%s: no result: %s", kind, error)
+        return _pack(instruction, error_reply(error, instruction))
+    except Exception as error:
+        # The outermost loop of the site's work: whatever a task does, the site lives on. The
+        # text may hold private data, so only the type leaves.
+        log.exception("%s failed", kind)
+        failure = FlowerError(CLIENT_APP_CRASHED, type(error).__name__)
+        return _pack(instruction, Message(failure, reply_to=instruction))
+
+
+def _pack(instruction: Message, reply: Message) -> tuple[pb.Header, Encoded]:
+    """A reply as it travels: whatever the app has put there, it answers this instruction."""
+    asked = instruction.metadata
+    envelope = replace(
+        Envelope.of(reply, uuid.uuid4().hex),
+        run_id=asked.run_id,
+        src_node_id=asked.dst_node_id,
+        dst_node_id=asked.src_node_id,
+        reply_to=asked.message_id,
+    )
+    encoded = encode(reply.error if reply.has_error() else reply.content)
+    return make_header(encoded, envelope), encoded

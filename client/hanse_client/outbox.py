@@ -1,0 +1,122 @@
+"""The outbox: replies that the server may ask for again, on disk until it has settled them."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hanse.errors import OutboxError
+
+
+class Outbox:
+    """An SQLite file of replies by the id of their instruction; safe to use from many threads.
+
+    A reply is a header and a body, which is kept in the pieces that it was put in.
+
+    Raises:
+        OutboxError: if the file cannot be read or written, here and in every method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writing, self._reading = threading.Lock(), threading.Lock()
+        with self._errors():
+            self._writer = _connect(path)
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._writer.execute("PRAGMA foreign_keys = ON")
+            self._writer.executescript(_SCHEMA)
+            # Another connection, so that who reads never waits for a large reply to be written.
+            self._reader = _connect(path)
+
+    def put(self, instruction: str, header: bytes, body: Iterable[tuple[int, bytes]]) -> None:
+        """Keep a reply durably, in place of any other to the same instruction.
+
+        Args:
+            body: pieces with their offsets, in order and without gaps.
+        """
+        with self._writing, self._errors(), _transaction(self._writer):
+            self._writer.execute("DELETE FROM reply WHERE instruction = ?", (instruction,))
+            row = (instruction, header, time.time())
+            self._writer.execute("INSERT INTO reply VALUES (?, ?, ?)", row)
+            pieces = ((instruction, offset, data) for offset, data in body)
+            self._writer.executemany("INSERT INTO piece VALUES (?, ?, ?)", pieces)
+
+    def header(self, instruction: str) -> bytes | None:
+        """The header of a reply; None if there is none."""
+        query = "SELECT header FROM reply WHERE instruction = ?"
+        row = self._row(query, (instruction,))
+        return None if row is None else row[0]
+
+    def piece(self, instruction: str, offset: int) -> bytes:
+        """The bytes of a reply's body from ``offset`` to the end of a piece; empty at its end."""
+        query = (
+            "SELECT start, data FROM piece WHERE instruction = ? AND start <= ? "
+            "ORDER BY start DESC LIMIT 1"
+        )
+        row = self._row(query, (instruction, offset))
+        return b"" if row is None else row[1][offset - row[0] :]
+
+    def instructions(self) -> list[str]:
+        """The instructions whose replies are here, the oldest first."""
+        with self._reading, self._errors():
+            rows = self._reader.execute("SELECT instruction FROM reply ORDER BY put_at").fetchall()
+        return [row[0] for row in rows]
+
+    def forget(self, instructions: Iterable[str]) -> None:
+        """Drop replies; those that are not here are passed over."""
+        with self._writing, self._errors(), _transaction(self._writer):
+            self._writer.executemany(
+                "DELETE FROM reply WHERE instruction = ?", [(each,) for each in instructions]
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._writing, self._reading:
+            self._writer.close()
+            self._reader.close()
+
+    def _row(self, query: str, parameters: tuple[object, ...]) -> tuple[Any, ...] | None:
+        with self._reading, self._errors():
+            row: tuple[Any, ...] | None = self._reader.execute(query, parameters).fetchone()
+        return row
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OutboxError(f"{self._path}: {error}") from error
+
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS reply (
+    instruction TEXT PRIMARY KEY, header BLOB NOT NULL, put_at REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS piece (
+    instruction TEXT NOT NULL REFERENCES reply ON DELETE CASCADE,
+    start INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (instruction, start)
+);
+"""
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
