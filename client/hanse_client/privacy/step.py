@@ -1,0 +1,116 @@
+"""The private step: clip each record's gradient, add noise to their sum, and take the step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from hanse.task import Examples
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import nn
+
+from hanse_client.plan import PrivateSteps
+from hanse_client.privacy.noise import noise_generator
+from hanse_client.steps import Outcome, RecordLoss, trainable
+
+PHYSICAL_BATCH = 256
+"""Records whose gradients are held at once: their memory is this many models."""
+
+
+class PrivateStep:
+    """A step of DP-SGD (Abadi et al. 2016, arXiv 1607.00133), on Opacus' hooks and optimiser.
+
+    Guarantee: whatever the batch, the gradient that the optimiser gets is the sum of the
+    records' gradients, each clipped to ``clipping_norm`` in L2, plus Gaussian noise of standard
+    deviation ``noise_multiplier * clipping_norm`` in each coordinate, over ``batch_size``.
+    Adding or removing one record moves the sum by at most ``clipping_norm``. With batches from
+    :func:`hanse_client.privacy.sampling.poisson_batches`, empty ones included, that is the
+    mechanism which :class:`hanse.privacy.accounting.Charge` describes. It assumes a model and a
+    loss that pass :mod:`hanse_client.privacy.checks`.
+
+    Args:
+        batch_size: the nominal one, a public constant: the true sizes are private.
+        pull: adds to the gradients, after the noise, what is no function of the records.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: RecordLoss,
+        optimizer: torch.optim.Optimizer,
+        privacy: PrivateSteps,
+        *,
+        batch_size: int,
+        pull: Callable[[], None],
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._parameters = trainable(model)
+        self._clipping_norm = privacy.clipping_norm
+        self._optimizer = DPOptimizer(
+            optimizer,
+            noise_multiplier=privacy.noise_multiplier,
+            max_grad_norm=privacy.clipping_norm,
+            expected_batch_size=batch_size,
+            loss_reduction="mean",
+            generator=noise_generator(self._parameters[0].device),
+        )
+        self._optimizer.attach_step_hook(lambda _: pull())
+
+    def __call__(self, batch: Examples) -> Outcome:
+        loss, clipped = 0.0, 0
+        parts = torch.split(torch.arange(len(batch)), PHYSICAL_BATCH)  # of none: one, empty
+        for number, part in enumerate(parts, start=1):
+            self._optimizer.zero_grad()
+            if len(part) > 0:
+                loss += self._backward(batch.take(part))
+            self._fill_in(len(part))
+            clipped += self._count_clipped()
+            self._optimizer.signal_skip_step(do_skip=number < len(parts))
+            self._optimizer.step()
+        return Outcome(records=len(batch), loss=loss, clipped=clipped)
+
+    def _backward(self, part: Examples) -> float:
+        losses = self._loss(self._model(*part.inputs), part.targets)
+        torch.autograd.backward(losses.sum())
+        return float(losses.detach().sum())
+
+    def _fill_in(self, records: int) -> None:
+        """Zeros for parameters that had no part in the batch: they get their noise too."""
+        for parameter in self._parameters:
+            if getattr(parameter, "grad_sample", None) is None:
+                zero = torch.zeros((), dtype=parameter.dtype, device=parameter.device)
+                gradients = zero.expand(records, *parameter.shape)
+                parameter.grad_sample = gradients  # type: ignore[attr-defined]
+
+    def _count_clipped(self) -> int:
+        norms = [
+            gradients.reshape(len(gradients), parameter.numel()).norm(dim=1)
+            for gradients, parameter in zip(
+                self._optimizer.grad_samples, self._parameters, strict=True
+            )
+        ]
+        return int((torch.stack(norms).norm(dim=0) > self._clipping_norm).sum())
+
+    def close(self) -> None:
+        """Free the gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def per_record_gradients(model: nn.Module) -> Iterator[None]:
+    """While this lasts, a backward pass of summed losses leaves ``grad_sample`` (B, ...).
+
+    The names in the model's ``state_dict`` stay what they are.
+    """
+    hooks = GradSampleHooks(model, loss_reduction="sum")
+    try:
+        with warnings.catch_warnings():
+            # Of the first layer, whose inputs are records and need no gradients of their own.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield
+    finally:
+        hooks.cleanup()

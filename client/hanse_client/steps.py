@@ -1,0 +1,146 @@
+"""One step of local training, and what all its kinds share: losses, optimisers, FedProx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from hanse.errors import CoupledLossError, TaskError
+from hanse.job import Optimizer
+from hanse.task import AnyTask, Examples
+from torch import Tensor, nn
+
+RecordLoss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs (B, ...) and targets (B, ...) to the loss of each record, (B,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a step saw, before it changed the weights.
+
+    Attributes:
+        loss: sum of the losses of its records.
+        clipped: how many of their gradients were clipped; 0 in a step without privacy.
+    """
+
+    records: int
+    loss: float
+    clipped: int = 0
+
+
+class Step(Protocol):
+    """One step of an optimiser on one batch, in whichever way."""
+
+    def __call__(self, batch: Examples) -> Outcome: ...
+
+
+class PlainStep:
+    """A step on the mean loss of a batch, without privacy.
+
+    Args:
+        pull: adds what does not depend on the batch to the gradients (see :func:`proximal_pull`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: RecordLoss,
+        optimizer: torch.optim.Optimizer,
+        pull: Callable[[], None],
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._optimizer = optimizer
+        self._pull = pull
+
+    def __call__(self, batch: Examples) -> Outcome:
+        self._optimizer.zero_grad()
+        losses = self._loss(self._model(*batch.inputs), batch.targets)
+        torch.autograd.backward(losses.mean())
+        self._pull()
+        self._optimizer.step()
+        return Outcome(records=len(batch), loss=float(losses.detach().sum()))
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes.
+
+    Raises:
+        TaskError: if there are none.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise TaskError("the task's model has no trainable parameters")
+    return parameters
+
+
+def record_loss(name: str, task: AnyTask) -> RecordLoss:
+    """The loss that a job names, its shape checked at each call.
+
+    Args:
+        name: ``task``, ``cross_entropy`` or ``mse``.
+    """
+    of_batch = {"task": task.loss, "cross_entropy": _cross_entropy, "mse": _squared_error}[name]
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = of_batch(outputs, targets)
+        if losses.shape != (len(targets),):
+            raise CoupledLossError(
+                f"the loss of {len(targets)} records has shape {tuple(losses.shape)}, "
+                f"expected ({len(targets)},)"
+            )
+        return losses
+
+    return loss
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    return losses.reshape(len(targets), -1).mean(dim=1)
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.numel() != targets.numel():
+        raise TaskError(
+            f"training.loss = 'mse': outputs of shape {tuple(outputs.shape[1:])} a record do not "
+            f"fit targets of shape {tuple(targets.shape[1:])}"
+        )
+    # Without the same shape, (B, 1) and (B,) would be compared all with all.
+    squares = (outputs.reshape(targets.shape) - targets).square()
+    return squares.reshape(len(targets), -1).mean(dim=1)
+
+
+def make_optimizer(
+    settings: Optimizer, parameters: Iterable[nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
+    """A fresh optimiser, with the learning rate of the round in place of the settings' own."""
+    decay, momentum = settings.weight_decay, settings.momentum
+    match settings.name:
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=lr, momentum=momentum, weight_decay=decay)
+
+
+def proximal_pull(parameters: Sequence[nn.Parameter], mu: float) -> Callable[[], None]:
+    """FedProx (Li et al. 2020, arXiv 1812.06127): adds ``mu * (w - w0)`` to the gradients.
+
+    ``w0`` is what the parameters hold now. In a private step this comes after the noise: it is
+    no function of the records, so it must be neither clipped nor scaled with them.
+    """
+    if mu == 0.0:
+        return lambda: None
+    start = [parameter.detach().clone() for parameter in parameters]
+
+    def pull() -> None:
+        for parameter, origin in zip(parameters, start, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - origin, alpha=mu)
+
+    return pull

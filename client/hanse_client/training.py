@@ -1,0 +1,243 @@
+"""Local training and evaluation of a task's model at a site, with and without privacy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from hanse.errors import DataError, DivergedError, TaskError, UnprovableModelError
+from hanse.task import AnyTask, Examples
+from torch import Tensor
+
+from hanse_client.plan import LocalPlan
+from hanse_client.privacy.checks import check_per_example, check_provable
+from hanse_client.privacy.noise import fresh_seed
+from hanse_client.privacy.sampling import poisson_batches
+from hanse_client.privacy.step import PrivateStep, per_record_gradients
+from hanse_client.steps import (
+    PlainStep,
+    RecordLoss,
+    Step,
+    make_optimizer,
+    proximal_pull,
+    record_loss,
+    trainable,
+)
+
+_EVALUATED_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a round of local training gives.
+
+    Only ``update`` is private, in the sense of the plan's charge; all else is outside epsilon.
+
+    Attributes:
+        update: local minus global, by name of the model's state, each in the dtype of the
+            weights that came; exclusive or of booleans.
+        train_loss: mean over the records drawn, each before the step that it was drawn for;
+            None if none was drawn or it is not finite.
+        clipped_fraction: share of the records drawn whose gradient was clipped; None if none
+            was drawn, or without privacy.
+        update_norm: L2 norm of the update's floats.
+        seconds: wall time.
+    """
+
+    update: dict[str, Tensor]
+    train_loss: float | None
+    clipped_fraction: float | None
+    update_norm: float
+    steps: int
+    seconds: float
+
+
+class Trainer:
+    """A task's model at a site, kept warm from round to round; for one thread at a time.
+
+    Args:
+        device: where it trains.
+    """
+
+    def __init__(self, task: AnyTask, device: torch.device) -> None:
+        self._task = task
+        self._device = device
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn and never used
+            self._model = task.model().to(device)
+        for module in self._model.modules():
+            if getattr(module, "inplace", False):
+                # Would overwrite the activations that gradients by record are made from.
+                module.inplace = False  # type: ignore[assignment]
+        self._proved: set[str] = set()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the model's state, which are those of the weights and the update."""
+        return tuple(self._model.state_dict())
+
+    def check(self, examples: Examples, plan: LocalPlan) -> None:
+        """Refuse what cannot be trained under privacy; at once if that was found before.
+
+        It looks at the types and shapes of ``examples`` only, so that it may come before the
+        charge, and a model that cannot be trained costs none.
+
+        Raises:
+            UnprovableModelError: if the model mixes records, or Opacus cannot handle it.
+            CoupledLossError: if the loss does.
+        """
+        if plan.privacy is None or plan.loss in self._proved:
+            return
+        check_provable(self._model)
+        check_per_example(self._model, record_loss(plan.loss, self._task), examples)
+        self._proved.add(plan.loss)
+
+    def train(
+        self, weights: Mapping[str, Tensor], examples: Examples, plan: LocalPlan
+    ) -> TrainingResult:
+        """Carry out ``plan`` on ``examples``, from ``weights``.
+
+        Without privacy the result is a function of the arguments alone. With it, batches, noise,
+        dropout and augmentation take their randomness from the operating system.
+
+        Raises:
+            TaskError: if the weights do not fit the model.
+            UnprovableModelError: if the model cannot be trained under privacy.
+            CoupledLossError: if the loss cannot.
+            DivergedError: if the update is not finite.
+        """
+        started = time.monotonic()
+        self.check(examples, plan)
+        self._load(weights)
+        # A seed that others know would make each record's augmentation a known function of
+        # which records come before it in the batch: then one record moves all the others.
+        seed = plan.seed if plan.privacy is None else fresh_seed()
+        randomness = torch.Generator().manual_seed(seed)
+        drawn, loss, clipped = 0, 0.0, 0
+        with _torch_seeded(seed, self._device), self._step(plan) as step:
+            for indices in _batches(len(examples), plan, randomness):
+                outcome = step(self._batch(examples, indices, plan, randomness))
+                drawn += outcome.records
+                loss += outcome.loss
+                clipped += outcome.clipped
+        update = self._update(weights, private=plan.privacy is not None)
+        return TrainingResult(
+            update=update,
+            train_loss=loss / drawn if drawn and math.isfinite(loss) else None,
+            clipped_fraction=clipped / drawn if drawn and plan.privacy else None,
+            update_norm=_norm(update),
+            steps=plan.steps,
+            seconds=time.monotonic() - started,
+        )
+
+    def evaluate(self, weights: Mapping[str, Tensor], examples: Examples) -> dict[str, float]:
+        """The mean of the task's loss over ``examples`` as ``loss``, and the task's metrics.
+
+        Raises:
+            TaskError: if the weights do not fit the model.
+            DataError: if there are no examples.
+            DivergedError: if the loss is not finite.
+        """
+        if len(examples) == 0:
+            raise DataError("there are no records to evaluate on")
+        self._load(weights)
+        self._model.eval()
+        outputs = []
+        with torch.no_grad():
+            for indices in torch.split(torch.arange(len(examples)), _EVALUATED_AT_ONCE):
+                batch = examples.take(indices).to(self._device)
+                outputs.append(self._model(*batch.inputs).cpu())
+            together, targets = torch.cat(outputs), examples.targets.cpu()
+            loss = float(record_loss("task", self._task)(together, targets).double().mean())
+        if not math.isfinite(loss):
+            raise DivergedError("the model's loss on the held-out records is not finite")
+        return {"loss": loss, **self._task.metrics(together, targets)}
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        try:
+            self._model.load_state_dict(weights)
+        except RuntimeError as mismatch:
+            raise TaskError(
+                f"the weights received do not fit the task's model: {mismatch}",
+                remedy="Install the same version of the task at the server and at the site.",
+            ) from mismatch
+
+    @contextmanager
+    def _step(self, plan: LocalPlan) -> Iterator[Step]:
+        self._model.train()
+        parameters = trainable(self._model)
+        loss: RecordLoss = record_loss(plan.loss, self._task)
+        optimizer = make_optimizer(plan.optimizer, parameters, plan.lr)
+        pull = proximal_pull(parameters, plan.proximal_mu)
+        if plan.privacy is None:
+            yield PlainStep(self._model, loss, optimizer, pull)
+            optimizer.zero_grad()
+            return
+        with per_record_gradients(self._model):
+            step = PrivateStep(
+                self._model, loss, optimizer, plan.privacy, batch_size=plan.batch_size, pull=pull
+            )
+            yield step
+            step.close()
+
+    def _batch(
+        self, examples: Examples, indices: Tensor, plan: LocalPlan, randomness: torch.Generator
+    ) -> Examples:
+        batch = examples.take(indices)
+        if plan.augment and len(batch) > 0:
+            batch = Examples(self._task.augment(batch.inputs, randomness), batch.targets)
+        return batch.to(self._device)
+
+    def _update(self, weights: Mapping[str, Tensor], *, private: bool) -> dict[str, Tensor]:
+        state = self._model.state_dict()
+        update = {name: _difference(state[name], weight) for name, weight in weights.items()}
+        if not all(bool(torch.isfinite(change).all()) for change in update.values()):
+            raise DivergedError("local training ended in weights that are not finite")
+        if private:
+            learned = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+            for name in update.keys() - learned:
+                if bool(update[name].any()):
+                    raise UnprovableModelError(f"buffer {name!r} changed in private training")
+        return update
+
+
+def _batches(records: int, plan: LocalPlan, randomness: torch.Generator) -> Iterator[Tensor]:
+    """The indices of each step's batch."""
+    if plan.privacy is not None:
+        yield from poisson_batches(records, plan.privacy.sampling_rate, plan.steps)
+        return
+    left = plan.steps
+    while left > 0:
+        epoch = torch.split(torch.randperm(records, generator=randomness), plan.batch_size)
+        yield from epoch[:left]
+        left -= len(epoch)
+
+
+@contextmanager
+def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout's randomness for a round; torch's own goes on afterwards as if nothing had been."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _difference(local: Tensor, weight: Tensor) -> Tensor:
+    """Local minus global, computed in the model's dtype and returned in the weight's."""
+    local = local.detach().cpu()
+    weight = weight.cpu()
+    if local.dtype == torch.bool:
+        return local ^ weight
+    return (local - weight.to(local.dtype)).to(weight.dtype)
+
+
+def _norm(update: Mapping[str, Tensor]) -> float:
+    squares = (
+        float(change.double().square().sum())
+        for change in update.values()
+        if change.is_floating_point()
+    )
+    return math.sqrt(sum(squares))

@@ -1,0 +1,266 @@
+"""Models and losses that cannot be proved are refused, and those that can are let through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hanse.errors import CoupledLossError, TaskError, UnprovableModelError
+from hanse.task import Examples
+from hanse_client.privacy.checks import check_per_example, check_provable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EXAMPLES = Examples((torch.randn(10, 6),), torch.zeros(10, dtype=torch.long))
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def perceptron(*extra: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), *extra, nn.Tanh(), nn.Linear(8, 3))
+
+
+def still(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False)
+
+
+class RunningMean(nn.Module):
+    """Batch statistics of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(8))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm1d(8),
+        nn.BatchNorm2d(8),
+        nn.BatchNorm3d(8),
+        nn.SyncBatchNorm(8),
+        nn.LazyBatchNorm1d(),
+        nn.BatchNorm1d(8, affine=False),
+        nn.BatchNorm1d(8, track_running_stats=False),
+        nn.BatchNorm1d(8, affine=False, track_running_stats=False),
+        still(nn.BatchNorm1d(8)),
+        nn.InstanceNorm1d(8, track_running_stats=True),
+        nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+        RunningMean(),
+    ],
+    ids=repr,
+)
+def test_layers_with_batch_statistics_are_refused_however_they_are_set(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Sequential(layer))
+    with pytest.raises(UnprovableModelError, match=rf"layer '1\.0' \({type(layer).__name__}\)"):
+        check_provable(model)
+
+
+@pytest.mark.parametrize("layer", [nn.GroupNorm(2, 8), nn.LayerNorm(8), nn.InstanceNorm1d(8)])
+def test_layers_that_look_at_one_record_are_not(layer: nn.Module) -> None:
+    check_provable(nn.Sequential(nn.Linear(6, 8), layer))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_refused_where_it_is_trained(dtype: torch.dtype) -> None:
+    model = perceptron().to(dtype)
+    with pytest.raises(UnprovableModelError, match=r"parameter '0.weight' is torch\."):
+        check_provable(model)
+    check_provable(model.requires_grad_(False))
+
+
+# --- losses ---------------------------------------------------------------------------------
+
+
+def weighted_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    weights = torch.tensor([1.0, 3.0, 2.0])[targets]
+    return weights * cross_entropy(outputs, targets) / weights.sum()
+
+
+def ignoring_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (
+        F.cross_entropy(outputs, targets, reduction="none", ignore_index=1) / (targets != 1).sum()
+    )
+
+
+def contrastive(outputs: Tensor, targets: Tensor) -> Tensor:
+    similar = F.normalize(outputs, dim=1) @ F.normalize(outputs, dim=1).T
+    return F.cross_entropy(similar, torch.arange(len(outputs)), reduction="none")
+
+
+def in_pairs(outputs: Tensor, targets: Tensor) -> Tensor:
+    pairs = outputs.reshape(-1, 2, outputs.shape[1])
+    return (pairs[:, 0] - pairs[:, 1]).square().sum(dim=1).repeat_interleave(2)
+
+
+def coupled_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    hidden = outputs.mean()
+    return cross_entropy(outputs, targets) + hidden - hidden.detach()
+
+
+def scalar(outputs: Tensor, targets: Tensor) -> Tensor:
+    from hanse_client.steps import record_loss
+
+    class Reduced:
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 3.0, 2.0]))
+
+    return record_loss("task", Reduced())(outputs, targets)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "loss", [weighted_mean, ignoring_mean, contrastive, in_pairs, coupled_gradient, scalar]
+)
+def test_losses_that_couple_records_are_refused(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(CoupledLossError):
+        check_per_example(perceptron(), loss, EXAMPLES)
+
+
+def test_class_weights_without_a_mean_are_not() -> None:
+    def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+        weight = torch.tensor([1.0, 3.0, 2.0])
+        return F.cross_entropy(outputs, targets, reduction="none", weight=weight)
+
+    check_per_example(perceptron(), weighted, EXAMPLES)
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    with pytest.raises(TaskError, match="not finite"):
+        check_per_example(perceptron(), lambda o, t: cross_entropy(o, t) / 0.0, EXAMPLES)
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+class Centred(nn.Module):
+    """Batch normalisation's mean, without its type or its buffers."""
+
+    def __init__(self, *, only_in_training: bool = False) -> None:
+        super().__init__()
+        self.only_in_training = only_in_training
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.only_in_training and not self.training:
+            return inputs
+        return inputs - inputs.mean(dim=0)
+
+
+class Remembering(nn.Module):
+    """A buffer that learns from the records."""
+
+    memory: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory", torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.memory = 0.9 * self.memory + 0.1 * inputs.detach().mean(dim=0)
+        return inputs
+
+
+class Borrowing(nn.Module):
+    """A weight used both by its layer and past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.linear(self.layer(inputs).tanh(), self.layer.weight)
+
+
+class Texts(nn.Module):
+    """Embedding, attention and functional dropout, as encoders have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(50, 8), nn.LayerNorm(8)
+        self.query, self.key, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = F.dropout(self.embedding(tokens), 0.3, self.training)
+        attention = (self.query(x) @ self.key(x).transpose(1, 2)).softmax(dim=2)
+        return self.out(self.norm(attention @ x).mean(dim=1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (lambda: perceptron(Centred()), "depends on the other records"),
+        (lambda: perceptron(Centred(only_in_training=True)), "depends on the other records"),
+        (
+            lambda: perceptron(nn.Dropout(0.5), Centred(only_in_training=True)),
+            "depends on the other records",
+        ),
+        (lambda: perceptron(Remembering()), "buffer '1.memory' changes"),
+        (Borrowing, "'layer.weight' is used outside"),
+        (lambda: perceptron(nn.ReLU(inplace=True)), "record by record"),
+    ],
+    ids=["centred", "in-training", "with-dropout", "remembering", "borrowing", "in-place"],
+)
+def test_models_that_mix_or_hide_records_are_refused(
+    model: Callable[[], nn.Module], match: str
+) -> None:
+    with pytest.raises(UnprovableModelError, match=match) as refusal:
+        check_per_example(model(), cross_entropy, EXAMPLES)
+    assert refusal.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("model", "examples"),
+    [
+        (lambda: perceptron(nn.Dropout(0.5)), EXAMPLES),
+        (lambda: perceptron(nn.GroupNorm(2, 8), nn.LayerNorm(8)), EXAMPLES),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Dropout2d(), nn.Flatten(),
+                nn.Linear(4 * 36, 3),
+            ),
+            Examples((torch.rand(5, 1, 8, 8),), torch.zeros(5, dtype=torch.long)),
+        ),
+        (Texts, Examples((torch.zeros(3, 7, dtype=torch.long),), torch.zeros(3).long())),
+    ],
+    ids=["dropout", "norms", "convolution", "texts"],
+)  # fmt: skip
+def test_models_of_independent_records_pass(
+    model: Callable[[], nn.Module], examples: Examples
+) -> None:
+    probe = model()
+    check_provable(probe)
+    before = {name: value.clone() for name, value in probe.state_dict().items()}
+    check_per_example(probe, cross_entropy, examples)
+    assert probe.training
+    assert all(torch.equal(before[name], value) for name, value in probe.state_dict().items())
+
+
+def test_a_layer_that_opacus_cannot_handle_is_refused() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 3)
+            self.register_buffer("scale", torch.ones(3))
+
+    with pytest.raises(UnprovableModelError, match="Opacus cannot"):
+        check_per_example(Scaled(), cross_entropy, EXAMPLES)
+
+
+def test_the_outcome_is_no_function_of_the_data() -> None:
+    seen: list[Tensor] = []
+
+    def spy(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.extend([outputs.detach(), targets])
+        return cross_entropy(outputs, targets)
+
+    def probed(examples: Examples) -> list[Tensor]:
+        seen.clear()
+        torch.manual_seed(0)
+        check_per_example(perceptron(), spy, examples)
+        return list(seen)
+
+    ordinary = probed(EXAMPLES)
+    strange = probed(Examples((torch.full((1, 6), torch.nan),), torch.tensor([2])))
+    assert all(torch.equal(one, other) for one, other in zip(ordinary, strange, strict=True))

@@ -1,0 +1,245 @@
+"""The private step against loops over single records, and its noise against its distribution."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from hanse.task import Examples
+from hanse_client.plan import PrivateSteps
+from hanse_client.privacy import step as private
+from hanse_client.privacy.step import PrivateStep, per_record_gradients
+from hanse_client.steps import RecordLoss, proximal_pull, trainable
+from torch import Tensor, nn
+
+
+class Unused(nn.Module):
+    """A model with a trainable layer that no record reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.used(inputs)  # type: ignore[no-any-return]
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.second(self.first(inputs).tanh())  # type: ignore[no-any-return]
+
+
+def frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "perceptron": lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+    "convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(),
+        nn.LayerNorm(16), nn.Linear(16, 3),
+    ),
+    "frozen": frozen,
+    "unused": Unused,
+    "tied": Tied,
+}  # fmt: skip
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets[:, None]).square().sum(dim=1)
+
+
+def nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss without gradients: what is left of a step is noise."""
+    return 0.0 * outputs.sum(dim=1)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "squared": squared}
+
+
+def records(count: int) -> Examples:
+    generator = torch.Generator().manual_seed(1)
+    return Examples(
+        (torch.randn(count, 6, generator=generator),),
+        torch.randint(0, 3, (count,), generator=generator),
+    )
+
+
+def make(kind: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return MODELS[kind]()
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().reshape(-1).clone() for parameter in trainable(model)])
+
+
+def movement(
+    model: nn.Module,
+    loss: RecordLoss,
+    batches: list[Examples],
+    *,
+    noise_multiplier: float = 0.0,
+    clipping_norm: float = 0.5,
+    batch_size: int = 10,
+    mu: float = 0.0,
+) -> tuple[Tensor, int]:
+    """What steps of SGD with lr 1 subtract from the weights, and how many records were clipped."""
+    model = copy.deepcopy(model)
+    before = flat(model)
+    privacy = PrivateSteps(
+        sampling_rate=0.1, noise_multiplier=noise_multiplier, clipping_norm=clipping_norm
+    )
+    optimizer = torch.optim.SGD(trainable(model), lr=1.0)
+    with per_record_gradients(model):
+        pull = proximal_pull(trainable(model), mu)
+        step = PrivateStep(model, loss, optimizer, privacy, batch_size=batch_size, pull=pull)
+        clipped = sum(step(batch).clipped for batch in batches)
+    return before - flat(model), clipped
+
+
+def one_by_one(
+    model: nn.Module, loss: RecordLoss, batch: Examples, clipping_norm: float
+) -> tuple[Tensor, int]:
+    """The sum of clipped gradients, each from a backward pass of its own."""
+    total, clipped = torch.zeros_like(flat(model)), 0
+    for i in range(len(batch)):
+        one = batch.take(torch.tensor([i]))
+        gradient = torch.cat(
+            [
+                part.reshape(-1)
+                for part in torch.autograd.grad(
+                    loss(model(*one.inputs), one.targets).sum(),
+                    trainable(model),
+                    materialize_grads=True,
+                )
+            ]
+        )
+        clipped += int(gradient.norm() > clipping_norm)
+        total += gradient * min(1.0, clipping_norm / float(gradient.norm()))
+    return total, clipped
+
+
+@pytest.mark.parametrize("physical", [256, 3])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_clipped_sum_is_that_of_a_loop_over_records(
+    kind: str, loss: str, physical: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private, "PHYSICAL_BATCH", physical)
+    model, batch = make(kind), records(11)
+    norm = 0.8
+    moved, clipped = movement(model, LOSSES[loss], [batch], clipping_norm=norm, batch_size=10)
+    expected, expected_clipped = one_by_one(model, LOSSES[loss], batch, norm)
+    assert torch.allclose(moved * 10, expected, rtol=1e-4, atol=1e-5)
+    assert clipped == expected_clipped > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_leaving_out_one_record_moves_the_sum_by_the_clipping_norm_at_most(
+    kind: str, loss: str
+) -> None:
+    model, batch, norm = make(kind), records(9), 0.3
+    whole = movement(model, LOSSES[loss], [batch], clipping_norm=norm, batch_size=1)[0]
+    for removed in range(9):
+        rest = batch.take(torch.tensor([i for i in range(9) if i != removed]))
+        without = movement(model, LOSSES[loss], [rest], clipping_norm=norm, batch_size=1)[0]
+        assert float((whole - without).norm()) <= norm * (1 + 1e-5)
+
+
+def test_the_divisor_is_the_nominal_batch_size_whatever_the_batch() -> None:
+    model = make("perceptron")
+    for count in (1, 4, 25):
+        batch = records(count)
+        moved, _ = movement(model, cross_entropy, [batch], batch_size=20)
+        total, _ = one_by_one(model, cross_entropy, batch, 0.5)
+        assert torch.allclose(moved, total / 20, rtol=1e-4, atol=1e-6)
+
+
+WIDE = nn.Linear(6, 40_000, bias=False)  # 240,000 weights
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_one_logical_step_gets_noise_once_with_the_deviation_of_the_charge(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private, "PHYSICAL_BATCH", 2)
+    moved, _ = movement(
+        WIDE, nothing, [records(count)], noise_multiplier=1.7, clipping_norm=0.6, batch_size=5
+    )
+    noise = moved.double() * 5 / (1.7 * 0.6)
+    n = len(noise)
+    assert abs(float(noise.mean())) < 6 / n**0.5
+    assert abs(float(noise.var()) - 1.0) < 6 * (2 / n) ** 0.5
+    assert abs(float(noise.pow(4).mean()) - 3.0) < 6 * (96 / n) ** 0.5
+
+
+def test_noise_never_repeats_over_steps_and_rounds_whatever_torch_is_seeded_with() -> None:
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        one = movement(WIDE, nothing, [records(0)], noise_multiplier=1.0)[0]
+        torch.manual_seed(0)
+        two = movement(WIDE, nothing, [records(0)] * 2, noise_multiplier=1.0)[0]
+        draws += [one, two]
+    correlation = torch.corrcoef(torch.stack(draws)) - torch.eye(4)
+    assert float(correlation.abs().max()) < 6 / len(draws[0]) ** 0.5
+    assert float(draws[1].var() / draws[0].var()) == pytest.approx(2.0, abs=0.05)
+
+
+def test_every_trainable_weight_gets_noise_and_no_frozen_one() -> None:
+    for kind in ("unused", "frozen", "tied"):
+        model = make(kind)
+        moved, _ = movement(model, cross_entropy, [records(3)], noise_multiplier=1.0)
+        assert bool((moved != 0.0).all())
+    model = copy.deepcopy(make("frozen"))
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    movement(model, cross_entropy, [records(3)], noise_multiplier=1.0)
+    assert len(before) == 2
+    assert all(torch.equal(dict(model.named_parameters())[n], p) for n, p in before.items())
+
+
+def test_fedprox_pulls_after_the_noise_by_its_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    def known(device: torch.device) -> torch.Generator:
+        return torch.Generator(device).manual_seed(5)
+
+    monkeypatch.setattr(private, "noise_generator", known)
+    model, mu = make("perceptron"), 30.0
+    runs = {
+        (count, pulled): movement(
+            model, nothing, [records(4)] * count, noise_multiplier=1.0, mu=mu if pulled else 0.0
+        )[0]
+        for count in (1, 2)
+        for pulled in (False, True)
+    }
+    assert torch.equal(runs[1, True], runs[1, False])  # nothing to pull back from at first
+    # The first step is undone mu times over in the second, unclipped and undivided.
+    expected = runs[2, False] - mu * runs[1, False]
+    assert torch.allclose(runs[2, True], expected, rtol=1e-4, atol=1e-4)
+    assert float((mu * runs[1, False]).norm()) > 10 * 0.5 / 10
+
+
+def test_the_names_of_the_state_stay_and_the_hooks_go() -> None:
+    model = make("convolution")
+    names = list(model.state_dict())
+    with per_record_gradients(model):
+        assert list(model.state_dict()) == names
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+    assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
