@@ -7,10 +7,19 @@ import platform
 import flwr
 import hanse
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from hanse.errors import DataError
-from hanse.flower import ARRAYS, CONFIG, METRICS, WEIGHT, only_arrays, to_record, to_tensors
+from hanse.flower import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    WEIGHT,
+    only_arrays,
+    to_metrics,
+    to_record,
+    to_tensors,
+)
 from hanse.task import task_digest, task_names
 
 from hanse_client import device
@@ -43,18 +52,19 @@ def _train(runtime: SiteRuntime, message: Message) -> RecordDict:
         result = order.trainer.train(
             to_tensors(only_arrays(message.content)), order.records.train, order.plan
         )
-    metrics.train_loss.set(result.train_loss)
     metrics.update_norm.set(result.update_norm)
     told = {
         WEIGHT: runtime.weight(len(order.records.train)),
-        "train_loss": result.train_loss,
         "update_norm": result.update_norm,
     }
+    if result.train_loss is not None:
+        metrics.train_loss.set(result.train_loss)
+        told["train_loss"] = result.train_loss
     if result.clipped_fraction is not None:
         metrics.clipped_fraction.set(result.clipped_fraction)
         told["clipped_fraction"] = result.clipped_fraction
-    told |= {name: float(value) for name, value in runtime.statement.items()}
-    return RecordDict({ARRAYS: to_record(result.update), METRICS: MetricRecord(told)})
+    told |= runtime.statement
+    return RecordDict({ARRAYS: to_record(result.update), METRICS: to_metrics(told)})
 
 
 def _evaluate(runtime: SiteRuntime, message: Message) -> RecordDict:
@@ -68,7 +78,7 @@ def _evaluate(runtime: SiteRuntime, message: Message) -> RecordDict:
     with runtime.metrics.phases.during("evaluating"):
         told = order.trainer.evaluate(to_tensors(only_arrays(message.content)), held_out)
     told[WEIGHT] = runtime.weight(len(held_out))
-    return RecordDict({METRICS: MetricRecord(told)})
+    return RecordDict({METRICS: to_metrics(told)})
 
 
 def describe(runtime: SiteRuntime) -> ConfigRecord:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from hanse.errors import HanseError
+from hanse.errors import HanseError, NameTakenError
 from hanse.job import Job
 from hanse.records import fingerprint, read_records
 from hanse.task import load_task
@@ -15,9 +15,10 @@ from hanse.tls import load_identity
 from hanse_client import device
 from hanse_client.books import ledger_path
 from hanse_client.ledger import LedgerReader
-from hanse_client.link import probe
+from hanse_client.link import greet
 from hanse_client.plan import plan_round
 from hanse_client.policy import check_job, check_plan
+from hanse_client.serve import coordinator_of
 from hanse_client.site import Site
 
 SOON_DAYS = 30
@@ -107,8 +108,12 @@ def _certificate(site: Site) -> str:
 
 
 def _coordinator(site: Site) -> str:
-    identity = load_identity(site.tls.ca, site.tls.certificate, site.tls.key)
-    return f"{site.coordinator} lets this site in, and runs hanse {probe(site, identity)}"
+    try:
+        greeting = greet(coordinator_of(site))
+    except NameTakenError:
+        return f"{site.coordinator} knows this site; its client is connected already"
+    version = greeting.versions.get("hanse", "of an unknown version")
+    return f"{site.coordinator} lets this site in; it runs hanse {version}, job {greeting.job}"
 
 
 def _budget(site: Site) -> str:

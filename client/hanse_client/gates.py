@@ -95,15 +95,13 @@ def reserve(runtime: SiteRuntime) -> bool:
     metrics.epsilon_spent.set(stated.spent)
     metrics.epsilon_left.set(stated.left)
     metrics.noise_multiplier.set(order.plan.privacy.noise_multiplier)
-    runtime.statement = MetricRecord(
-        {
-            "epsilon": stated.spent,
-            "epsilon_left": stated.left,
-            "delta": budget.delta,
-            "noise_multiplier": order.plan.privacy.noise_multiplier,
-            "sampling_rate": order.plan.privacy.sampling_rate,
-        }
-    )
+    runtime.statement = {
+        "epsilon": stated.spent,
+        "epsilon_left": stated.left,
+        "delta": budget.delta,
+        "noise_multiplier": order.plan.privacy.noise_multiplier,
+        "sampling_rate": order.plan.privacy.sampling_rate,
+    }
     return True
 
 

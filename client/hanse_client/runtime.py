@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import ConfigRecord, Message, MessageType
 from hanse.config import validate
 from hanse.errors import JobError, PolicyError
 from hanse.flower import CONFIG, JOB, PROXIMAL_MU, ROUND, only_arrays
@@ -70,7 +70,7 @@ class SiteRuntime:
         self._job: Job | None = None
         self._warm: tuple[Trainer, Records] | None = None
         self._order: Order | None = None
-        self.statement = MetricRecord()
+        self.statement: dict[str, float] = {}
         """What the ledger says of the order under way; empty without privacy."""
 
     @cached_property
@@ -92,9 +92,10 @@ class SiteRuntime:
             JobError: if it is not an instruction of Hanse's server app.
             PolicyError: if the policy does not allow it.
             DataError: if the site's data does not fit the task.
+            UnprovableModelError, CoupledLossError: if it cannot be trained under privacy.
         """
         self._order = None
-        self.statement = MetricRecord()
+        self.statement = {}
         config = message.content.config_records.get(CONFIG, ConfigRecord())
         job = self._read_job(config)
         server_round = config.get(ROUND)
@@ -112,6 +113,8 @@ class SiteRuntime:
             proximal_mu=_proximal_mu(config),
         )
         check_plan(policy, plan)
+        if message.metadata.message_type == MessageType.TRAIN:
+            trainer.check(records.train, plan)
         self._order = Order(
             job=job,
             server_round=server_round,

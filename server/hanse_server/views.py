@@ -58,7 +58,7 @@ def outcome_view(outcome: dict[str, Any]) -> RenderableType:
     elif spent:
         table.add_row("epsilon", f"at most {max(spent):.3f} at a site")
     table.add_row("seconds", f"{outcome['seconds']:.1f}")
-    table.add_row("up, down", f"{_size(outcome['bytes_up'])}, {_size(outcome['bytes_down'])}")
+    table.add_row("up, down", f"{size(outcome['bytes_up'])}, {size(outcome['bytes_down'])}")
     table.add_row("model", outcome["model"])
     return table
 
@@ -99,7 +99,8 @@ def provisioned_view(made: Provisioned, removed: list[str]) -> RenderableType:
     return Group(*lines)
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """A number of bytes, for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -277,6 +277,13 @@ class UpdateError(HanseError):
     remedy_hint = "The reply was left out; look at that site's log."
 
 
+class ProcessError(HanseError):
+    exit_code = 53
+    label = "process"
+    help = "A process that the command started ended with an error."
+    remedy_hint = "Read the log that the message names."
+
+
 def error_types() -> Iterator[type[HanseError]]:
     """Every kind of error that can end a command, by exit code."""
 

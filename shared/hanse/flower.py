@@ -14,7 +14,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.app import Error as FlowerError
 
 # What Flower's strategies raise when they cannot aggregate.
@@ -191,6 +191,11 @@ def to_tensor(array: Array) -> torch.Tensor:
             f"declared {array.dtype}{tuple(array.shape)}, holds {loaded.dtype}{loaded.shape}"
         )
     return torch.from_numpy(loaded)
+
+
+def to_metrics(values: Mapping[str, float]) -> MetricRecord:
+    """Named numbers as Flower's MetricRecord, in their order."""
+    return MetricRecord(dict(values.items()))
 
 
 def to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:

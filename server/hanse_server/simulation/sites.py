@@ -12,7 +12,7 @@ from hanse.job import Job
 from hanse.simulation import SimulatedSites
 from hanse.task import load_task
 
-from hanse_server.simulation.partition import partition
+from hanse_server.simulation.partition import column_of, partition, read_column
 
 
 def lay_out(
@@ -37,8 +37,13 @@ def lay_out(
             remedy="Name one with --data, or as simulation.data in job.toml.",
         )
     task = load_task(job.task.name, job.task.options)
+    column = column_of(partition_spec)
     parts = partition(
-        partition_spec, task.read(data).targets, sites=count, seed=job.seed, source=data
+        partition_spec,
+        task.read(data).targets,
+        count,
+        job.seed,
+        None if column is None else read_column(data, column),
     )
     names = [f"site-{number:0{len(str(len(parts)))}d}" for number in range(1, len(parts) + 1)]
     arrays = {name: part.to(torch.int64).numpy() for name, part in zip(names, parts, strict=True)}
