@@ -93,6 +93,7 @@ class LinkClient:
             limits=self._coordinator.limits,
             held=set(self._outbox.instructions()),
         )
+        self._metrics.outbox.set(len(self._desk.held))
         serving = asyncio.create_task(self._serve())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -120,6 +121,8 @@ class LinkClient:
         while True:
             self._metrics.waiting_since.labels("server").set(self._patience.since)
             why = await self._one_stream()
+            if self._stopping.is_set():
+                return
             self._patience.ended()
             pause = self._patience.pause()
             log.warning(
@@ -165,6 +168,8 @@ class LinkClient:
         self._patience.opened()
         self._metrics.connected.set(1)
         self._metrics.waiting_since.labels("server").set(0)
+        if not self._desk.busy:
+            self._metrics.waiting_since.labels("instruction").set_to_current_time()
         if self._streams:
             self._metrics.reconnects.inc()
         self._streams += 1
@@ -199,4 +204,4 @@ class LinkClient:
     def _answered(self, instruction: str, header: pb.Header, kept: bool) -> None:
         self._desk.answered(instruction, kept=kept)
         if self._stream is not None:
-            self._stream.announce(instruction, header)
+            self._stream.announce(header)

@@ -93,13 +93,11 @@ class Stream:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._announced: set[str] = set()
         self._sending: set[str] = set()
         self.duplex = Duplex(pb.SiteFrame(heartbeat=pb.Heartbeat()))
 
-    def announce(self, instruction: str, header: pb.Header) -> None:
+    def announce(self, header: pb.Header) -> None:
         """Tell the server that there is a reply; it asks for the body when it has room."""
-        self._announced.add(instruction)
         self._desk.metrics.sent_bytes.inc(header.ByteSize())
         self.duplex.outgoing.put(pb.SiteFrame(header=header))
 
@@ -120,8 +118,10 @@ class Stream:
             await self._begin(frame.header)
         elif kind == "chunk":
             self._go_on(frame.chunk)
+        elif kind == "ask":
+            await self._announce_held(frame.ask.message_id)
         elif kind == "ack" and not frame.ack.complete:
-            await self._hand_over(frame.ack)
+            self._hand_over(frame.ack.message_id, frame.ack.received)
         elif kind == "settle":
             await self._forget(list(frame.settle.message_ids))
         elif kind == "goodbye":
@@ -168,21 +168,15 @@ class Stream:
 
     # --- replies --------------------------------------------------------------------------------
 
-    async def _hand_over(self, ack: pb.Ack) -> None:
-        """The server asks for a reply; first of all for its header."""
-        instruction = ack.message_id
-        if instruction not in self._desk.held:
-            return
-        if instruction not in self._announced:
-            await self._announce_held(instruction)
-        elif instruction not in self._sending:
-            self._sending.add(instruction)
-            self.duplex.outgoing.transfer(self._body(instruction, ack.received))
-
     async def _announce_held(self, instruction: str) -> None:
-        kept = await asyncio.to_thread(self._desk.outbox.header, instruction)
-        if kept is not None:
-            self.announce(instruction, pb.Header.FromString(kept))
+        header = await asyncio.to_thread(self._desk.outbox.header, instruction)
+        if header is not None:
+            self.announce(pb.Header.FromString(header))
+
+    def _hand_over(self, instruction: str, received: int) -> None:
+        if instruction not in self._sending:
+            self._sending.add(instruction)
+            self.duplex.outgoing.transfer(self._body(instruction, received))
 
     async def _body(self, instruction: str, start: int) -> AsyncIterator[pb.SiteFrame]:
         outbox, offset = self._desk.outbox, start

@@ -227,7 +227,7 @@ class Exchange:
         pending.slots.free -= 1
         pending.granted = True
         self._partial.pop(pending.id, None)
-        session.ask(pending.id, assembler.received)
+        session.grant(pending.id, assembler.received)
 
     def _arrived(self, session: Session, pending: _Pending, assembler: Assembler) -> None:
         message = assembler.message()

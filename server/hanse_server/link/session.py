@@ -44,8 +44,12 @@ class Session:
         self.busy.add(envelope.message_id)
         self.duplex.outgoing.transfer(self._instruction(encoded, envelope, start, wanted))
 
-    def ask(self, instruction: str, received: int = 0) -> None:
-        """Ask for the reply to an instruction, from byte ``received`` on."""
+    def ask(self, instruction: str) -> None:
+        """Have the site announce the reply that it holds."""
+        self.duplex.outgoing.put(pb.ServerFrame(ask=pb.Ask(message_id=instruction)))
+
+    def grant(self, instruction: str, received: int) -> None:
+        """Have the site send the body of a reply, from byte ``received`` on."""
         ack = pb.Ack(message_id=instruction, received=received)
         self.duplex.outgoing.put(pb.ServerFrame(ack=ack))
 

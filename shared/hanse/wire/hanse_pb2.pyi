@@ -73,6 +73,7 @@ class ServerFrame(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
+    ASK_FIELD_NUMBER: _builtins.int
     SETTLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
@@ -89,6 +90,8 @@ class ServerFrame(_message.Message):
     @_builtins.property
     def ack(self) -> Global___Ack: ...
     @_builtins.property
+    def ask(self) -> Global___Ask: ...
+    @_builtins.property
     def settle(self) -> Global___Settle: ...
     def __init__(
         self,
@@ -99,13 +102,14 @@ class ServerFrame(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         goodbye: Global___Goodbye | None = ...,
         ack: Global___Ack | None = ...,
+        ask: Global___Ask | None = ...,
         settle: Global___Settle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "chunk", b"chunk", "goodbye", b"goodbye", "header", b"header", "heartbeat", b"heartbeat", "kind", b"kind", "settle", b"settle", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "ask", b"ask", "chunk", b"chunk", "goodbye", b"goodbye", "header", b"header", "heartbeat", b"heartbeat", "kind", b"kind", "settle", b"settle", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "chunk", b"chunk", "goodbye", b"goodbye", "header", b"header", "heartbeat", b"heartbeat", "kind", b"kind", "settle", b"settle", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "ask", b"ask", "chunk", b"chunk", "goodbye", b"goodbye", "header", b"header", "heartbeat", b"heartbeat", "kind", b"kind", "settle", b"settle", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "header", "chunk", "heartbeat", "goodbye", "ack", "settle"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "header", "chunk", "heartbeat", "goodbye", "ack", "ask", "settle"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -716,6 +720,28 @@ class Chunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class Ask(_message.Message):
+    """The server wants the header of a reply that is in the outbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.str
+    """the id of the instruction"""
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ask: _TypeAlias = Ask  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
