@@ -8,10 +8,10 @@ import socket
 import zipfile
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from hanse.errors import WorkspaceError
+from hanse.examples import example
 
 from hanse_server.provisioning.federation import provision
 from hanse_server.simulation.sites import sites_of_folder
@@ -71,7 +71,7 @@ def set_up(folder: Path) -> DemoFederation:
         WorkspaceError: if ``folder`` holds something else than a demo.
     """
     _make_room(folder)
-    shutil.copytree(heart_example(), folder / "sites")
+    shutil.copytree(example("heart"), folder / "sites")
     (folder / "logs").mkdir()
     sites = sites_of_folder(folder / "sites")
     port, *metrics_ports = free_ports(2 + len(sites.names))
@@ -89,13 +89,6 @@ def set_up(folder: Path) -> DemoFederation:
     for name, file in federation.sites.items():
         _set_ports(file, port, federation.metrics_ports[name])
     return federation
-
-
-def heart_example() -> Path:
-    """The example of the four hospitals: in the installed package, or in the checkout."""
-    installed = Path(str(files("hanse"))) / "examples" / "heart"
-    checkout = Path(__file__).parents[3] / "deploy" / "examples" / "heart"
-    return installed if installed.exists() else checkout
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,0 +1,143 @@
+"""The desk: replies that do not fit the model never reach a strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from hanse.errors import PolicyError, UpdateError
+from hanse.flower import (
+    ARRAYS,
+    METRICS,
+    WEIGHT,
+    Envelope,
+    become_server_app,
+    open_envelope,
+    to_record,
+)
+from hanse.identity import node_id_of
+from hanse_server.metrics import ServerMetrics
+from hanse_server.replies import ReplyDesk, specs_of
+from hanse_server.simulation.grid import LocalGrid
+from prometheus_client import CollectorRegistry
+
+MODEL = {"w": torch.zeros(2, 3), "n": torch.tensor(0)}
+SITES = ("east", "north", "west")
+
+
+class NoEngine:
+    def execute(self, messages: Any) -> Any:
+        raise AssertionError("nothing is executed here")
+
+    def close(self) -> None:
+        pass
+
+
+def desk(metrics: ServerMetrics) -> ReplyDesk:
+    grid = LocalGrid(1, SITES, NoEngine())
+    become_server_app(1)
+    content = RecordDict({ARRAYS: to_record(MODEL), "config": ConfigRecord()})
+    messages = [Message(content, node_id_of(site), MessageType.TRAIN) for site in SITES]
+    return ReplyDesk(messages, grid, metrics, specs=specs_of(to_record(MODEL)), deadline=60.0)
+
+
+def reply(site: str, content: RecordDict | Error) -> Message:
+    envelope = Envelope(
+        message_id="",
+        run_id=1,
+        src_node_id=node_id_of(site),
+        dst_node_id=1,
+        message_type=MessageType.TRAIN,
+    )
+    return open_envelope(envelope, content)
+
+
+def result(
+    update: dict[str, torch.Tensor] = MODEL, *, weight: float = 1.0, **metrics: float
+) -> RecordDict:
+    told = MetricRecord({WEIGHT: weight, **metrics})
+    return RecordDict({ARRAYS: to_record(update), METRICS: told})
+
+
+@pytest.fixture
+def metrics() -> ServerMetrics:
+    return ServerMetrics(CollectorRegistry())
+
+
+def test_a_fitting_reply_passes_and_is_accounted_for(metrics: ServerMetrics) -> None:
+    at = desk(metrics)
+    update = {"w": torch.full((2, 3), 2.0), "n": torch.tensor(1)}
+    passed = list(at.pass_on([reply("east", result(update, epsilon=0.5))]))
+    assert passed[0].has_content()
+    assert at.sites["east"].update_norm == pytest.approx(5.0)
+    assert at.sites["east"].metrics == {"epsilon": 0.5}
+    assert at.sites["north"].outcome == at.sites["west"].outcome == "missing"
+    assert at.results == 1
+    assert (
+        metrics.registry.get_sample_value("hanse_server_site_epsilon_spent", {"site": "east"})
+        == 0.5
+    )
+
+
+NOT_NUMPY = to_record(MODEL)
+NOT_NUMPY["w"].data = b"not an array"
+
+UNFIT: dict[str, Callable[[], RecordDict]] = {
+    "a missing array": lambda: result({"w": MODEL["w"]}),
+    "an unknown array": lambda: result(MODEL | {"extra": torch.ones(1)}),
+    "another shape": lambda: result(MODEL | {"w": torch.zeros(3, 2)}),
+    "another dtype": lambda: result(MODEL | {"w": torch.zeros(2, 3).double()}),
+    "NaN": lambda: result(MODEL | {"w": torch.full((2, 3), math.nan)}),
+    "infinity": lambda: result(MODEL | {"w": torch.full((2, 3), math.inf)}),
+    "a metric that is NaN": lambda: result(loss=math.nan),
+    "a weight of zero": lambda: result(weight=0.0),
+    "a negative weight": lambda: result(weight=-1.0),
+    "no weight": lambda: RecordDict({ARRAYS: to_record(MODEL), METRICS: MetricRecord()}),
+    "no arrays": lambda: RecordDict({METRICS: MetricRecord({WEIGHT: 1.0})}),
+    "bytes that are no array": lambda: RecordDict(
+        {ARRAYS: NOT_NUMPY, METRICS: MetricRecord({WEIGHT: 1.0})}
+    ),
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_what_does_not_fit_goes_on_as_an_error(metrics: ServerMetrics, unfit: str) -> None:
+    at = desk(metrics)
+    passed = list(at.pass_on([reply("east", UNFIT[unfit]())]))
+    assert passed[0].has_error()
+    assert passed[0].error.code == UpdateError.exit_code
+    assert passed[0].metadata.src_node_id == node_id_of("east")
+    assert at.sites["east"].outcome == "update"
+    assert at.sites["east"].reason
+    assert at.results == 0
+
+
+def test_a_refusal_keeps_its_name(metrics: ServerMetrics) -> None:
+    at = desk(metrics)
+    list(at.pass_on([reply("east", Error(PolicyError.exit_code, "policy: too many steps"))]))
+    assert at.sites["east"].outcome == "policy"
+    assert at.sites["east"].reason == "policy: too many steps"
+    assert (
+        metrics.registry.get_sample_value(
+            "hanse_server_replies_total", {"site": "east", "outcome": "policy"}
+        )
+        == 1
+    )
+
+
+def test_who_is_awaited_is_told_while_it_is(metrics: ServerMetrics) -> None:
+    at = desk(metrics)
+    replies = at.pass_on([reply("east", result()), reply("west", result())])
+    assert [each.site for each in at.awaited] == ["east", "north", "west"]
+    next(replies)
+    assert [each.site for each in at.awaited] == ["north", "west"]
+    since = metrics.registry.get_sample_value(
+        "hanse_server_site_awaited_since_timestamp_seconds", {"site": "north"}
+    )
+    assert since
+    list(replies)
+    assert at.awaited == ()
