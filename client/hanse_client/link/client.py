@@ -118,12 +118,14 @@ class LinkClient:
     # --- stream after stream --------------------------------------------------------------------
 
     async def _serve(self) -> None:
+        waiting_since = self._metrics.waiting_since.labels("server")
+        waiting_since.set(self._patience.since)
         while True:
-            self._metrics.waiting_since.labels("server").set(self._patience.since)
             why = await self._one_stream()
             if self._stopping.is_set():
                 return
             self._patience.ended()
+            waiting_since.set(self._patience.since)
             pause = self._patience.pause()
             log.warning(
                 "%s; waiting for %s since %s, trying again in %.1f s",
