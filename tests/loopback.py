@@ -86,6 +86,7 @@ class Loopback:
         self.folder = folder
         self.port = port
         self.authority = Authority.create(folder / "federation")
+        self._server = self.authority.issue_server("server", ["localhost", "127.0.0.1"])
         self.register = folder / "sites.toml"
         self.register.touch()
         self._stack = ExitStack()
@@ -102,15 +103,14 @@ class Loopback:
     ) -> None:
         self._stack.close()
 
-    def server(self, **settings: Any) -> RunningServer:
+    def server(self, *, identity: Identity | None = None, **settings: Any) -> RunningServer:
         """Start a server on the federation's port; ``settings`` are LinkServer's."""
-        issued = self.authority.issue_server("server", ["localhost", "127.0.0.1"])
         journal = Journal(self.folder / "journal.sqlite")
         metrics = ServerMetrics(CollectorRegistry())
         link = LinkServer(
             host="127.0.0.1",
             port=self.port,
-            identity=self.identity(issued),
+            identity=identity or self.identity(self._server),
             register=Register(self.register),
             journal=journal,
             metrics=metrics,

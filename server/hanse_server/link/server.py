@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from hanse.errors import (
     HanseError,
     NameTakenError,
@@ -193,18 +193,32 @@ class LinkServer:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         server = grpc.aio.server(options=[*grpc_options(self._limits), ("grpc.so_reuseport", 0)])
-        self._add_services(server)
-        port = self._bind(server)
-        await server.start()
-        self._started.set_result(port)
+        servicer = health.aio.HealthServicer()
+        self._add_services(server, servicer)
+        try:
+            port = self._bind(server)
+            await server.start()
+            await servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+            self._started.set_result(port)
+            await self._serve()
+            await servicer.enter_graceful_shutdown()
+        finally:
+            await server.stop(STOP_SECONDS)
+
+    async def _serve(self) -> None:
+        """Let the handlers work until it is time to stop, then say goodbye."""
         watch = asyncio.create_task(self._watch_register())
-        await self._stopping.wait()
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait((watch, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if watch.done():
+            watch.result()  # it ends only by an error
         watch.cancel()
         for session in self._exchange.sessions.values():
             session.farewell()
-        await server.stop(STOP_SECONDS)
 
-    def _add_services(self, server: grpc.aio.Server) -> None:
+    def _add_services(
+        self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer
+    ) -> None:
         link = grpc.stream_stream_rpc_method_handler(
             self._connect,
             request_deserializer=pb.SiteFrame.FromString,
@@ -212,8 +226,7 @@ class LinkServer:
         )
         handler = grpc.method_handlers_generic_handler(SERVICE, {METHOD: link})
         server.add_generic_rpc_handlers((handler,))
-        servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         identity = self._identity
