@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hanse.config import validate
 from hanse.errors import CertificateError, SiteFileError
-from hanse_client.site import AllowedTask, Budget, Data, Policy, Site, Tls, load_site
+from hanse.records import Data
+from hanse_client.site import AllowedTask, Budget, Policy, Site, Tls, load_site
 from hanse_server.provisioning.authority import Authority
 from hanse_server.provisioning.kit import site_toml, unpack_kit, write_kit
 from pydantic import BaseModel
