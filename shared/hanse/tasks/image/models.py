@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from hanse.tasks.image.gradients import Grid, OrientedGradients
 from hanse.tasks.perceptron import Activation, activation, perceptron
 
 Shape = tuple[int, int, int]
@@ -51,6 +52,15 @@ def cnn(
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), activation(name), nn.MaxPool2d(2)]
     features = channels[-1] * (shape[1] >> len(channels)) * (shape[2] >> len(channels))
     return nn.Sequential(*layers, nn.Flatten(), *perceptron((features, *hidden, classes), name))
+
+
+def gradients(
+    shape: Shape, grid: Grid, hidden: Sequence[int], classes: int, name: Activation
+) -> nn.Sequential:
+    """A linear model, or a perceptron, on histograms of oriented gradients."""
+    rows, columns = (1 + (size - grid.cell) // grid.stride for size in shape[1:])
+    features = shape[0] * grid.orientations * rows * columns
+    return nn.Sequential(OrientedGradients(grid), *perceptron((features, *hidden, classes), name))
 
 
 class ResidualBlock(nn.Module):

@@ -15,7 +15,8 @@ from hanse.task import Examples, Task
 from hanse.tasks.image import idx, npz, png
 from hanse.tasks.image.augmentation import Augmentation, augment
 from hanse.tasks.image.expected import Expected, Labels, Pixels
-from hanse.tasks.image.models import Normalize, Shape, cnn, mlp, resnet
+from hanse.tasks.image.gradients import Grid
+from hanse.tasks.image.models import Normalize, Shape, cnn, gradients, mlp, resnet
 from hanse.tasks.perceptron import Activation
 from hanse.tasks.scores import classification
 
@@ -47,6 +48,19 @@ class CnnChoice(Settings):
         return cnn(shape, self.channels, self.hidden, classes, self.activation)
 
 
+class GradientsChoice(Settings):
+    """Histograms of oriented gradients, then a linear model or a perceptron; for small data."""
+
+    kind: Literal["gradients"]
+    grid: Grid = Grid()
+    hidden: Sizes = ()
+    activation: Activation = "tanh"
+
+    def build(self, shape: Shape, classes: int) -> nn.Sequential:
+        """The model of images of ``shape``."""
+        return gradients(shape, self.grid, self.hidden, classes, self.activation)
+
+
 class ResnetChoice(Settings):
     """ResNet with GroupNorm; the default is ResNet-18. ``width`` is even."""
 
@@ -57,6 +71,11 @@ class ResnetChoice(Settings):
     def build(self, shape: Shape, classes: int) -> nn.Sequential:
         """The model of images of ``shape``."""
         return resnet(shape, self.width, self.blocks, classes)
+
+
+ModelChoice = Annotated[
+    MlpChoice | CnnChoice | GradientsChoice | ResnetChoice, Field(discriminator="kind")
+]
 
 
 class ImageOptions(Settings):
@@ -74,9 +93,7 @@ class ImageOptions(Settings):
     classes: Annotated[int, Field(ge=2)] | Annotated[tuple[str, ...], Field(min_length=2)]
     mean: tuple[float, ...] = (0.5,)
     std: tuple[PositiveFloat, ...] = (0.5,)
-    model: Annotated[MlpChoice | CnnChoice | ResnetChoice, Field(discriminator="kind")] = CnnChoice(
-        kind="cnn"
-    )
+    model: ModelChoice = CnnChoice(kind="cnn")
     augment: Augmentation = Augmentation()
 
     @model_validator(mode="after")
@@ -90,6 +107,8 @@ class ImageOptions(Settings):
         smallest = min(self.shape[1:])
         if isinstance(self.model, CnnChoice) and smallest >> len(self.model.channels) == 0:
             raise ValueError(f"model.channels: {smallest} pixels cannot be halved so often")
+        if isinstance(self.model, GradientsChoice) and smallest < self.model.grid.cell:
+            raise ValueError(f"model.grid.cell: larger than the image of {smallest} pixels")
         return self
 
     @property
