@@ -1,0 +1,147 @@
+"""What each site did and told over the rounds of a run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hanse_server.statement import RELEASED
+from hanse_server.workspace import RoundRecord, SiteRound
+
+RESULT = "result"  # a site's outcome when its update was taken
+MISSING = "missing"  # when none came in time
+REASON_LENGTH = 300  # characters; what a site says of itself may be of any length
+NORM = "update_norm"  # of the update, which the server has anyway: no further release
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One kind of failure of a site.
+
+    Attributes:
+        label: of the refusal or failure, or ``missing``.
+        last_round, last_reason: when it last happened, and what the site said of it.
+    """
+
+    label: str
+    count: int
+    last_round: int
+    last_reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePrivacy:
+    """The last figures on privacy that a site released; None for what it keeps to itself.
+
+    Attributes:
+        epsilon: spent on the site's data set, ever.
+        stated_in: the round in which epsilon was last released, 0 if never.
+    """
+
+    epsilon: float | None
+    epsilon_left: float | None
+    delta: float | None
+    noise_multiplier: float | None
+    sampling_rate: float | None
+    stated_in: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFacts:
+    """A site over the run.
+
+    Attributes:
+        asked, results: rounds in which it was asked, and those in which its update was taken.
+        last_result: the last of the latter, 0 without one.
+        seconds: median time from the instruction to a result, None without one.
+        update_norm: L2 norm of its last update, None without one.
+        weights: the aggregation weights that it sent, in ascending order.
+        metrics: names of what else its training replies carried, besides its privacy figures.
+    """
+
+    name: str
+    asked: int
+    results: int
+    last_result: int
+    failures: tuple[Failure, ...]
+    seconds: float | None
+    update_norm: float | None
+    weights: tuple[float, ...]
+    privacy: SitePrivacy
+    metrics: tuple[str, ...]
+
+    @property
+    def epsilon(self) -> float | None:
+        """Epsilon that covers all its updates; None if it was not released with the last."""
+        return self.privacy.epsilon if self.privacy.stated_in >= self.last_result else None
+
+
+def site_facts(rounds: Iterable[RoundRecord]) -> tuple[SiteFacts, ...]:
+    """Every site of ``rounds``, by name."""
+    by_site: dict[str, list[tuple[int, SiteRound]]] = {}
+    for record in rounds:
+        for name, site in record.sites.items():
+            by_site.setdefault(name, []).append((record.round, site))
+    return tuple(_facts(name, by_site[name]) for name in sorted(by_site))
+
+
+def _facts(name: str, rounds: list[tuple[int, SiteRound]]) -> SiteFacts:
+    taken = [(number, site) for number, site in rounds if site.outcome == RESULT]
+    results = [site for _, site in taken]
+    told = {metric for site in results for metric in site.metrics}
+    return SiteFacts(
+        name=name,
+        asked=len(rounds),
+        results=len(results),
+        last_result=taken[-1][0] if taken else 0,
+        failures=_failures(rounds),
+        seconds=statistics.median(site.seconds for site in results) if results else None,
+        update_norm=results[-1].update_norm if results else None,
+        weights=tuple(sorted({site.weight for site in results})),
+        privacy=_privacy(rounds),
+        metrics=tuple(sorted(told - set(RELEASED) - {NORM})),
+    )
+
+
+def _failures(rounds: list[tuple[int, SiteRound]]) -> tuple[Failure, ...]:
+    failed = [(number, site) for number, site in rounds if site.outcome != RESULT]
+    found = []
+    for label in dict.fromkeys(site.outcome for _, site in failed):
+        of_kind = [(number, site) for number, site in failed if site.outcome == label]
+        number, last = of_kind[-1]
+        found.append(
+            Failure(
+                label=label,
+                count=len(of_kind),
+                last_round=number,
+                last_reason=_in_words(last),
+            )
+        )
+    return tuple(found)
+
+
+def _in_words(site: SiteRound) -> str:
+    if site.outcome == MISSING:
+        return "no reply by the deadline"
+    if site.reason == site.outcome:
+        return ""
+    reason = site.reason.removeprefix(f"{site.outcome}: ")
+    return reason if len(reason) <= REASON_LENGTH else reason[:REASON_LENGTH] + "…"
+
+
+def _privacy(rounds: list[tuple[int, SiteRound]]) -> SitePrivacy:
+    last: dict[str, float] = {}
+    stated_in = 0
+    for number, site in rounds:
+        last |= {name: site.metrics[name] for name in RELEASED if name in site.metrics}
+        if "epsilon" in site.metrics:
+            stated_in = number
+    return SitePrivacy(
+        epsilon=last.get("epsilon"),
+        epsilon_left=last.get("epsilon_left"),
+        delta=last.get("delta"),
+        noise_multiplier=last.get("noise_multiplier"),
+        sampling_rate=last.get("sampling_rate"),
+        stated_in=stated_in,
+    )
