@@ -213,6 +213,8 @@ class Exchange:
         own = pending.instruction.envelope
         if (envelope.src_node_id, envelope.run_id) != (own.dst_node_id, own.run_id):
             raise WireError(f"a reply of {session.site} carries the id of another site or run")
+        if pending.granted:
+            return  # it is on its way already
         assembler = pending.assembler
         if assembler is None or not assembler.take_up(header, self.limits):
             assembler = pending.assembler = Assembler(header, self.limits)

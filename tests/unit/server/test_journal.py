@@ -1,0 +1,100 @@
+"""What is owed, answered, abandoned and settled."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hanse.errors import WorkspaceError
+from hanse_server.journal import KEEP_SECONDS, Entry, Journal, State
+
+
+def entry(name: str, site: str = "north") -> Entry:
+    return Entry(instruction=name, run_id=2**64 - 1, site=site, message_type="train", group_id="3")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite"
+
+
+def test_what_is_owed_outlives_the_process(path: Path) -> None:
+    before = Journal(path)
+    started = time.time()
+    before.owe([entry("one"), entry("two", "south")])
+    before.mark(["two"], State.RECEIVED)
+    before.close()
+
+    after = Journal(path)
+
+    one, two = after.unsettled()
+    assert (one.instruction, one.site, one.run_id) == ("one", "north", 2**64 - 1)
+    assert (one.state, two.state) == (State.OWED, State.RECEIVED)
+    assert started <= one.since <= two.since <= time.time()
+    after.close()
+
+
+def test_what_is_not_known_counts_as_settled(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.state("never seen") is State.SETTLED
+    journal.close()
+
+
+def test_settling_spares_what_is_kept_and_tells_what_is_new(path: Path) -> None:
+    journal = Journal(path)
+    journal.owe([entry("answered"), entry("given up"), entry("pending")])
+    journal.mark(["answered"], State.RECEIVED)
+    journal.mark(["given up"], State.ABANDONED)
+
+    settled = journal.settle(keep={"pending"})
+
+    assert {each.instruction for each in settled} == {"answered", "given up"}
+    assert [each.instruction for each in journal.unsettled()] == ["pending"]
+    assert journal.state("given up") is State.SETTLED
+    assert journal.settle(keep={"pending"}) == []
+    journal.close()
+
+
+def test_what_is_asked_again_is_owed_again(path: Path) -> None:
+    journal = Journal(path)
+    journal.owe([entry("one")])
+    journal.settle()
+    journal.owe([entry("one")])
+    assert journal.state("one") is State.OWED
+    journal.close()
+
+
+def test_the_long_settled_is_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path)
+    now = time.time()
+    journal.owe([entry("one"), entry("open")])
+    journal.settle(keep={"open"})
+    monkeypatch.setattr("hanse_server.journal.time.time", lambda: now + KEEP_SECONDS + 60)
+
+    journal.settle(keep={"open"})
+
+    rows = journal._db.execute("SELECT id FROM instruction").fetchall()
+    assert rows == [("open",)]
+    journal.close()
+
+
+def test_a_failure_leaves_nothing_half_done(path: Path) -> None:
+    journal = Journal(path)
+    journal.owe([entry("one")])
+    journal._db.execute("PRAGMA max_page_count = 5")
+
+    with pytest.raises(WorkspaceError, match=r"journal\.sqlite: .* full") as full:
+        journal.owe(entry(f"{number:0100}") for number in range(1000))
+
+    assert "Make room" in full.value.remedy
+    assert [each.instruction for each in journal.unsettled()] == ["one"]
+    journal.mark(["one"], State.RECEIVED)
+    journal.close()
+
+
+def test_it_is_written_through_to_the_disk(path: Path) -> None:
+    journal = Journal(path)
+    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    journal.close()

@@ -1,0 +1,108 @@
+"""Certificates, keys and authorities that do or do not belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hanse.errors import CertificateError, CertificateExpiredError
+from hanse.tls import check_server_certificate, load_identity
+from hanse_server.provisioning.authority import Authority, Credentials
+
+MakeAuthority = Callable[[str], Authority]
+
+
+def files(folder: Path, authority: Authority, issued: Credentials) -> dict[str, Path]:
+    contents = {
+        "ca": authority.certificate_pem,
+        "certificate": issued.certificate_pem,
+        "key": issued.key_pem,
+    }
+    paths = {name: folder / f"{name}.pem" for name in contents}
+    for name, path in paths.items():
+        path.write_bytes(contents[name])
+    return paths
+
+
+def test_an_identity_is_who_the_certificate_says(tmp_path: Path, authority: MakeAuthority) -> None:
+    ours = authority("ours")
+    issued = ours.issue_site("north")
+
+    identity = load_identity(**files(tmp_path, ours, issued))
+
+    der = ssl.PEM_cert_to_DER_cert(issued.certificate_pem.decode())
+    assert identity.name == "north"
+    assert identity.fingerprint == hashlib.sha256(der).hexdigest() == issued.fingerprint
+    assert identity.not_after == issued.expires
+    assert issued.key_pem.decode() not in repr(identity)
+    assert str(identity.key) not in repr(identity)
+
+
+def test_a_key_of_another_certificate(tmp_path: Path, authority: MakeAuthority) -> None:
+    ours = authority("ours")
+    paths = files(tmp_path, ours, ours.issue_site("north"))
+    paths["key"].write_bytes(ours.issue_site("north").key_pem)
+    with pytest.raises(CertificateError, match=r"key\.pem is not the key of .*certificate\.pem"):
+        load_identity(**paths)
+
+
+def test_a_certificate_of_another_authority(tmp_path: Path, authority: MakeAuthority) -> None:
+    paths = files(tmp_path, authority("theirs"), authority("ours").issue_site("north"))
+    with pytest.raises(CertificateError, match=r"was not issued by the authority in .*ca\.pem"):
+        load_identity(**paths)
+
+
+@pytest.mark.parametrize(("days_ago", "message"), [(5, "expired on"), (-5, "is valid only from")])
+def test_a_certificate_out_of_its_time(
+    tmp_path: Path, authority: MakeAuthority, days_ago: int, message: str
+) -> None:
+    ours = authority("ours")
+    start = datetime.now(UTC) - timedelta(days=days_ago)
+    paths = files(tmp_path, ours, ours.issue_site("north", days=2, start=start))
+    with pytest.raises(CertificateExpiredError, match=rf"certificate\.pem: {message} \d{{4}}-"):
+        load_identity(**paths)
+
+
+@pytest.mark.parametrize("name", ["ca", "certificate", "key"])
+@pytest.mark.parametrize("content", [None, b"", b"not PEM"])
+def test_files_that_cannot_be_read(
+    tmp_path: Path, authority: MakeAuthority, name: str, content: bytes | None
+) -> None:
+    ours = authority("ours")
+    paths = files(tmp_path, ours, ours.issue_site("north"))
+    if content is None:
+        paths[name].unlink()
+    else:
+        paths[name].write_bytes(content)
+    with pytest.raises(CertificateError, match=rf"{name}\.pem"):
+        load_identity(**paths)
+
+
+def test_an_identity_is_checked_again_later(
+    tmp_path: Path, authority: MakeAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = authority("ours")
+    identity = load_identity(**files(tmp_path, ours, ours.issue_site("north", days=3)))
+    identity.check_date()
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> Later:
+            return cls(2200, 1, 1, tzinfo=UTC)
+
+    monkeypatch.setattr("hanse.tls.datetime", Later)
+    with pytest.raises(CertificateExpiredError, match=r"certificate\.pem: expired on"):
+        identity.check_date()
+
+
+def test_a_servers_certificate_is_judged(authority: MakeAuthority) -> None:
+    ours, theirs = authority("ours"), authority("theirs")
+    good = ours.issue_server("server", ["example.org"]).certificate_pem
+    check_server_certificate(good, ours.certificate_pem, "example.org:1")
+    check_server_certificate(good, theirs.certificate_pem + ours.certificate_pem, "example.org:1")
+    with pytest.raises(CertificateError, match=r"of example\.org:1 is of another authority"):
+        check_server_certificate(good, theirs.certificate_pem, "example.org:1")
