@@ -17,7 +17,10 @@ from hanse_client.privacy.noise import noise_generator
 from hanse_client.steps import Outcome, RecordLoss, trainable
 
 PHYSICAL_BATCH = 256
-"""Records whose gradients are held at once: their memory is this many models."""
+"""Records whose gradients are held at once, at most."""
+
+HELD_AT_ONCE = 2**28
+"""Numbers in the gradients held at once: a GiB of float32; large models take fewer records."""
 
 
 class PrivateStep:
@@ -49,6 +52,8 @@ class PrivateStep:
         self._model = model
         self._loss = loss
         self._parameters = trainable(model)
+        size = sum(parameter.numel() for parameter in self._parameters)
+        self._physical = max(1, min(PHYSICAL_BATCH, HELD_AT_ONCE // size))
         self._clipping_norm = privacy.clipping_norm
         self._optimizer = DPOptimizer(
             optimizer,
@@ -62,7 +67,7 @@ class PrivateStep:
 
     def __call__(self, batch: Examples) -> Outcome:
         loss, clipped = 0.0, 0
-        parts = torch.split(torch.arange(len(batch)), PHYSICAL_BATCH)  # of none: one, empty
+        parts = torch.split(torch.arange(len(batch)), self._physical)  # of none: one, empty
         for number, part in enumerate(parts, start=1):
             self._optimizer.zero_grad()
             if len(part) > 0:

@@ -148,6 +148,13 @@ class Centred(nn.Module):
         return inputs - inputs.mean(dim=0)
 
 
+class Shaken(nn.Module):
+    """Dropout of somebody's own, which no probe can put to rest."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * torch.empty_like(inputs).bernoulli_(0.5) if self.training else inputs
+
+
 class Remembering(nn.Module):
     """A buffer that learns from the records."""
 
@@ -197,11 +204,20 @@ class Texts(nn.Module):
             lambda: perceptron(nn.Dropout(0.5), Centred(only_in_training=True)),
             "depends on the other records",
         ),
+        (lambda: perceptron(Shaken(), Centred()), "depends on the other records"),
         (lambda: perceptron(Remembering()), "buffer '1.memory' changes"),
         (Borrowing, "'layer.weight' is used outside"),
         (lambda: perceptron(nn.ReLU(inplace=True)), "record by record"),
     ],
-    ids=["centred", "in-training", "with-dropout", "remembering", "borrowing", "in-place"],
+    ids=[
+        "centred",
+        "in-training",
+        "with-dropout",
+        "random",
+        "remembering",
+        "borrowing",
+        "in-place",
+    ],
 )
 def test_models_that_mix_or_hide_records_are_refused(
     model: Callable[[], nn.Module], match: str
@@ -215,6 +231,7 @@ def test_models_that_mix_or_hide_records_are_refused(
     ("model", "examples"),
     [
         (lambda: perceptron(nn.Dropout(0.5)), EXAMPLES),
+        (lambda: perceptron(Shaken()), EXAMPLES),
         (lambda: perceptron(nn.GroupNorm(2, 8), nn.LayerNorm(8)), EXAMPLES),
         (
             lambda: nn.Sequential(
@@ -225,7 +242,7 @@ def test_models_that_mix_or_hide_records_are_refused(
         ),
         (Texts, Examples((torch.zeros(3, 7, dtype=torch.long),), torch.zeros(3).long())),
     ],
-    ids=["dropout", "norms", "convolution", "texts"],
+    ids=["dropout", "random", "norms", "convolution", "texts"],
 )  # fmt: skip
 def test_models_of_independent_records_pass(
     model: Callable[[], nn.Module], examples: Examples

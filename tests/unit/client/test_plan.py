@@ -44,7 +44,7 @@ def test_a_private_epoch_draws_each_record_once_in_expectation(
     assert plan.charge == Charge(noise_multiplier=1.0, sampling_rate=rate, steps=steps)
 
 
-@pytest.mark.parametrize(("rate", "steps"), [(0.1, 10), (0.3, 4), (1.0, 1), (1 / 3, 3)])
+@pytest.mark.parametrize(("rate", "steps"), [(0.1, 10), (0.3, 4), (1.0, 1), (1 / 49, 49)])
 def test_a_rate_that_the_job_fixes_sets_the_epoch(rate: float, steps: int) -> None:
     job = a_job(privacy={"noise_multiplier": 1.0, "sampling_rate": rate}, epochs=2)
     plans = [plan_round(job, 1, records, site="a") for records in (50, 5000)]

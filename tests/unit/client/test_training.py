@@ -207,6 +207,21 @@ def test_a_plain_round_is_a_function_of_its_arguments_and_disturbs_nothing() -> 
     assert not same(trainer.train(weights, examples, a_plan(augment=True, seed=12)).update, first)
 
 
+def test_a_round_after_an_evaluation_is_as_the_one_before() -> None:
+    weights, examples, trainer = weights_of(Digits), records(), a_trainer()
+    before = trainer.train(weights, examples, a_plan()).update
+    trainer.evaluate(weights, examples)
+    assert same(trainer.train(weights, examples, a_plan()).update, before)
+
+
+def test_a_private_round_after_an_evaluation_still_learns_from_the_records() -> None:
+    privacy = PrivateSteps(sampling_rate=1.0, noise_multiplier=1e-9, clipping_norm=1.0)
+    trainer, weights = a_trainer(Line), weights_of(Line)
+    trainer.evaluate(weights, records(classes=False))
+    plan = a_plan(privacy=privacy)
+    assert trainer.train(weights, records(classes=False), plan).update_norm > 0.01
+
+
 def test_making_a_trainer_leaves_torchs_randomness_alone() -> None:
     state = torch.random.get_rng_state()
     assert a_trainer().names == tuple(weights_of(Digits))
