@@ -76,16 +76,17 @@ class RoundLoop:
         Raises:
             QuorumError: if ``strategy.patience`` rounds in a row found too few sites.
         """
-        arrays, progress = self._resume()
-        while progress.round < self._job.rounds:
-            number = progress.round + 1
-            self._metrics.round.set(number)
-            with self._metrics.round_seconds.time():
-                arrays, progress = self._round(number, arrays, progress)
-            if progress.missed >= self._job.strategy.patience:
-                self._show("failed", number)
-                raise QuorumError(self._why_missed(progress))
-        self._show("done", self._job.rounds)
+        with self._status:
+            arrays, progress = self._resume()
+            while progress.round < self._job.rounds:
+                number = progress.round + 1
+                self._metrics.round.set(number)
+                with self._metrics.round_seconds.time():
+                    arrays, progress = self._round(number, arrays, progress)
+                if progress.missed >= self._job.strategy.patience:
+                    self._show("failed", number)
+                    raise QuorumError(self._why_missed(progress))
+            self._show("done", self._job.rounds)
 
     def _round(
         self, number: int, arrays: ArrayRecord, progress: Progress

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from hanse.errors import WorkspaceError
-
-from hanse_server.durable import write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +46,54 @@ class Status:
 
 
 class StatusFile:
-    """Writes ``status.json``; not more often than ``every`` seconds unless the phase changes."""
+    """Keeps ``status.json`` at the latest status, without holding up who tells it.
 
-    def __init__(self, folder: Path, *, every: float = 0.25) -> None:
+    A thread writes at most every ``every`` seconds, and always the last word; so a thousand
+    sites that answer at once cost a few writes, and a stall shows as it is.
+    """
+
+    def __init__(self, folder: Path, *, every: float = 0.1) -> None:
         self._file = folder / "status.json"
         self._every = every
-        self._last: tuple[str, int] = ("", 0)
-        self._written_at = 0.0
+        self._latest: Status | None = None
+        self._news = threading.Event()
+        self._closed = threading.Event()
+        self._writer = threading.Thread(target=self._write_news, name="status", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._writer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closed.set()
+        self._news.set()
+        self._writer.join()
+        self._write()
 
     def show(self, status: Status) -> None:
-        """Write ``status``, if it is news."""
-        now = time.time()
-        phase = (status.phase, status.round)
-        if phase == self._last and now - self._written_at < self._every:
-            return
-        self._last, self._written_at = phase, now
-        write_file(self._file, json.dumps(asdict(status) | {"updated_at": now}).encode())
+        """Have ``status`` written soon."""
+        self._latest = status
+        self._news.set()
+
+    def _write_news(self) -> None:
+        while not self._closed.is_set():
+            self._news.wait()
+            self._news.clear()
+            self._write()
+            self._closed.wait(self._every)
+
+    def _write(self) -> None:
+        if self._latest is not None:
+            told = asdict(self._latest) | {"updated_at": time.time()}
+            temporary = self._file.with_name(".status.json")
+            # Not fsynced: after a crash the status is of no worth.
+            temporary.write_text(json.dumps(told), encoding="utf-8")
+            temporary.replace(self._file)
 
 
 def read_status(folder: Path) -> Status:
@@ -71,15 +103,11 @@ def read_status(folder: Path) -> Status:
         WorkspaceError: if there is none.
     """
     try:
-        data = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as missing:
         raise WorkspaceError(
             f"{folder} has no status: no server has run on it",
             remedy="Name the --workspace of a run.",
         ) from missing
-    awaited = tuple(Awaited(**each) for each in _dicts(data.pop("awaited")))
+    awaited = tuple(Awaited(**each) for each in data["awaited"])
     return Status(**data | {"awaited": awaited, "connected": tuple(data["connected"])})
-
-
-def _dicts(items: Iterable[object]) -> Iterable[dict[str, object]]:
-    return (item for item in items if isinstance(item, dict))

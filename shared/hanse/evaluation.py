@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from hanse.errors import DataError
 from hanse.task import AnyTask, Examples
 
-BATCH_SIZE = 512
+BATCH_SIZE = 1024
 
 
 @torch.no_grad()
 def predict(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:
     """The model's outputs for all N records, shape (N, ...), on the CPU, in evaluation mode."""
     model.eval()
-    outputs = [
-        model(*examples.take(batch).to(device).inputs).cpu()
-        for batch in torch.arange(len(examples)).split(BATCH_SIZE)
-    ]
+    outputs = []
+    for start in range(0, len(examples), BATCH_SIZE):
+        batch = examples.take(torch.arange(start, min(start + BATCH_SIZE, len(examples))))
+        outputs.append(model(*batch.to(device).inputs).cpu())
     return torch.cat(outputs)
 
 

@@ -68,13 +68,14 @@ def _flower_strategy(job: Job) -> Strategy:
     choice = job.strategy
     kind = _strategy_type(choice.name)
     quorum = choice.quorum
-    return kind(
+    strategy: Strategy = kind(
         fraction_train=choice.fraction,
         min_train_nodes=quorum,
         min_evaluate_nodes=quorum,
         min_available_nodes=quorum,
         **choice.options,
     )
+    return strategy
 
 
 def _strategy_type(name: str) -> type[Any]:

@@ -19,6 +19,7 @@ from hanse.flower import (
     WEIGHT,
     AppExitException,
     only_arrays,
+    to_metrics,
     to_record,
     to_tensors,
 )
@@ -117,8 +118,9 @@ class OnWeights(Strategy):
             return reply
         update = to_tensors(only_arrays(reply.content))
         weights = {name: before + update[name] for name, before in self._model.items()}
-        records = {ARRAYS: to_record(weights), METRICS: MetricRecord(only_metrics(reply.content))}
-        return _with_content(reply, RecordDict(dict(records)))
+        metrics = to_metrics(only_metrics(reply.content))
+        reply.content = RecordDict({ARRAYS: to_record(weights), METRICS: metrics})
+        return reply
 
     def _refuse_bfloat16(self) -> None:
         narrow = [name for name, t in self._model.items() if t.dtype == torch.bfloat16]
@@ -128,11 +130,6 @@ class OnWeights(Strategy):
                 f"(first such weight: {narrow[0]})",
                 remedy='Use strategy.name = "StreamingFedAvg", or a float32 model.',
             )
-
-
-def _with_content(reply: Message, content: RecordDict) -> Message:
-    reply.content = content
-    return reply
 
 
 def _in_order(replies: Iterable[Message]) -> list[Message]:
@@ -145,9 +142,8 @@ def _same_metrics(replies: list[Message]) -> list[Message]:
     metrics = [only_metrics(reply.content) for reply in results]
     shared = set.intersection(*(set(each) for each in metrics)) if metrics else set()
     for reply, each in zip(results, metrics, strict=True):
-        records: dict[str, Any] = dict(reply.content.array_records)
-        records[METRICS] = MetricRecord({name: each[name] for name in sorted(shared | {WEIGHT})})
-        reply.content = RecordDict(records)
+        kept = to_metrics({name: each[name] for name in sorted(shared | {WEIGHT})})
+        reply.content = RecordDict({METRICS: kept, **reply.content.array_records})
     return replies
 
 

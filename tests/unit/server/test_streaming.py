@@ -45,7 +45,9 @@ class FakeGrid:
         return list(self._sites)
 
 
-def begin(strategy: StreamingFedAvg, model: dict[str, torch.Tensor], number: int = 1) -> list[Message]:
+def begin(
+    strategy: StreamingFedAvg, model: dict[str, torch.Tensor], number: int = 1
+) -> list[Message]:
     from flwr.app import ConfigRecord
 
     grid = FakeGrid(4)
@@ -84,9 +86,7 @@ def test_the_order_of_arrival_does_not_show() -> None:
     for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 17):
         strategy = StreamingFedAvg()
         begin(strategy, {"w": torch.zeros(1000)})
-        arrays, _ = strategy.aggregate_train(
-            1, [reply({"w": updates[i]}, 1.0 + i) for i in order]
-        )
+        arrays, _ = strategy.aggregate_train(1, [reply({"w": updates[i]}, 1.0 + i) for i in order])
         assert arrays is not None
         models.append(to_tensors(arrays)["w"])
     for model in models[1:]:
