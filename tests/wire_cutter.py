@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ class WireCutter:
         up, down: bytes forwarded to and from the server so far.
         cut_up_at, cut_down_at: once as many bytes went that way, every connection is cut off,
             and the limit is lifted.
+        cuts: how often that was done.
         silent: while set, nothing is forwarded and nothing is closed.
     """
 
@@ -31,6 +33,7 @@ class WireCutter:
         self.cut_down_at: int | None = None
         self.cuts = 0
         self.silent = threading.Event()
+        self._wanted = threading.Event()
         self._ended = threading.Event()
         self._open: dict[socket.socket, socket.socket] = {}
         self._uplinks: set[socket.socket] = set()
@@ -50,21 +53,22 @@ class WireCutter:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        self.cut()
+        self._cut()
         self._selector.close()
         self._listener.close()
 
     def cut(self) -> None:
-        """Close every connection."""
-        for end in list(self._open):
-            self._selector.unregister(end)
-            end.close()
-        self._open.clear()
-        self._uplinks.clear()
-        self.cuts += 1
+        """Close every connection; returns when that is done."""
+        before = self.cuts
+        self._wanted.set()
+        while self.cuts == before:
+            time.sleep(0.01)
 
     def _run(self) -> None:
         while not self._ended.is_set():
+            if self._wanted.is_set():
+                self._wanted.clear()
+                self._cut()
             for key, _ in self._selector.select(timeout=0.05):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -72,6 +76,14 @@ class WireCutter:
                     self._ended.wait(0.01)
                 elif key.fileobj in self._open:
                     self._forward(key.fileobj)
+
+    def _cut(self) -> None:
+        for end in list(self._open):
+            self._selector.unregister(end)
+            end.close()
+        self._open.clear()
+        self._uplinks.clear()
+        self.cuts += 1
 
     def _accept(self) -> None:
         site, _ = self._listener.accept()
@@ -98,12 +110,12 @@ class WireCutter:
             self.up += len(data)
             if self.cut_up_at is not None and self.up >= self.cut_up_at:
                 self.cut_up_at = None
-                self.cut()
+                self._cut()
         else:
             self.down += len(data)
             if self.cut_down_at is not None and self.down >= self.cut_down_at:
                 self.cut_down_at = None
-                self.cut()
+                self._cut()
 
     def _close_pair(self, end: socket.socket) -> None:
         for each in (end, self._open[end]):

@@ -164,6 +164,20 @@ def test_declaring_a_body_takes_no_memory(loopback: Loopback) -> None:
     wait_until(lambda: not server.link.connected())
 
 
+def test_who_says_nothing_is_sent_away(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanse_server.link.reception.HELLO_SECONDS", 0.2)
+    loopback.server()
+    identity = loopback.identity(loopback.issue("mute"))
+
+    async def wait() -> pb.Goodbye:
+        coordinator = Coordinator(address=f"127.0.0.1:{loopback.port}", identity=identity)
+        async with coordinator.stream() as stream:
+            farewell: pb.Goodbye = await Liar(stream).hear("goodbye")
+            return farewell
+
+    assert asyncio.run(wait()).reason == "protocol"
+
+
 def test_who_speaks_nonsense_is_told_so(loopback: Loopback) -> None:
     loopback.server()
 

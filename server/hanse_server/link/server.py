@@ -14,38 +14,21 @@ from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from hanse.errors import (
-    HanseError,
-    NameTakenError,
-    NotRegisteredError,
-    PortInUseError,
-    ProtocolError,
-)
+from hanse.errors import PortInUseError
 from hanse.identity import node_id_of
-from hanse.tls import Identity, fingerprint
+from hanse.tls import Identity
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.limits import Limits
-from hanse.wire.protocol import (
-    HEARTBEAT_SECONDS,
-    METHOD,
-    SERVICE,
-    check_protocol,
-    goodbye,
-    grpc_options,
-    this_protocol,
-    versions,
-)
+from hanse.wire.protocol import HEARTBEAT_SECONDS, METHOD, SERVICE, grpc_options
 
 from hanse_server.journal import Entry, Journal, State
 from hanse_server.link.exchange import Exchange, Instruction, Reply, Slots
-from hanse_server.link.session import Session
+from hanse_server.link.reception import Reception
 from hanse_server.metrics import ServerMetrics
 from hanse_server.register import Register
 
 log = logging.getLogger("hanse.link")
 
-HELLO_SECONDS = 10.0
-REGISTER_SECONDS = 1.0
 STOP_SECONDS = 5.0
 
 
@@ -83,14 +66,15 @@ class LinkServer:
         self._identity = identity
         self._register = register
         self._journal = journal
-        self._metrics = metrics
         self._limits = limits or Limits()
-        self._job = job
-        self._heartbeat = heartbeat_seconds
         self._exchange = Exchange(journal, metrics, self._limits)
-        self._connected: dict[int, str] = {}
-        self._seen: set[str] = set()
-        self._received = self._sent = 0
+        self._reception = Reception(
+            register=register,
+            exchange=self._exchange,
+            metrics=metrics,
+            job=job,
+            heartbeat_seconds=heartbeat_seconds,
+        )
         self._thread = threading.Thread(target=self._run, name="hanse-link", daemon=True)
         self._started: Future[int] = Future()
         self._loop: asyncio.AbstractEventLoop  # while it runs
@@ -130,7 +114,7 @@ class LinkServer:
 
     def connected(self) -> Mapping[int, str]:
         """The names of the sites that are there now, by node id."""
-        return self._connected
+        return self._reception.connected
 
     def registered(self) -> Mapping[int, str]:
         """The names of all sites that are let in, by node id."""
@@ -138,7 +122,7 @@ class LinkServer:
 
     def traffic(self) -> tuple[int, int]:
         """Bytes of payload received and sent so far."""
-        return self._received, self._sent
+        return self._reception.received, self._reception.sent
 
     def push(
         self, instructions: Collection[Instruction], answer: Callable[[Reply], None], slots: Slots
@@ -182,6 +166,7 @@ class LinkServer:
     # --- the event loop -------------------------------------------------------------------------
 
     def _run(self) -> None:
+        # The outermost loop of this thread: what goes wrong in it has nowhere else to go.
         try:
             asyncio.run(self._main())
         except Exception as error:
@@ -207,7 +192,7 @@ class LinkServer:
 
     async def _serve(self) -> None:
         """Let the handlers work until it is time to stop, then say goodbye."""
-        watch = asyncio.create_task(self._watch_register())
+        watch = asyncio.create_task(self._reception.watch_register())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((watch, stopping), return_when=asyncio.FIRST_COMPLETED)
         if watch.done():
@@ -220,7 +205,7 @@ class LinkServer:
         self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer
     ) -> None:
         link = grpc.stream_stream_rpc_method_handler(
-            self._connect,
+            self._reception.connect,
             request_deserializer=pb.SiteFrame.FromString,
             response_serializer=pb.ServerFrame.SerializeToString,
         )
@@ -242,104 +227,6 @@ class LinkServer:
             raise PortInUseError(
                 f"cannot listen on {address}: {_why_not(self.host, self.port)}"
             ) from failed
-
-    async def _watch_register(self) -> None:
-        """Send away the sites that were taken out of the register."""
-        while True:
-            await asyncio.sleep(REGISTER_SECONDS)
-            for session in list(self._exchange.sessions.values()):
-                try:
-                    self._register.admit(session.site, session.fingerprint)
-                except NotRegisteredError as error:
-                    log.warning("%s: sent away: %s", session.site, error)
-                    session.dismiss(error, retry=False)
-            self._exchange.refuse_unregistered(self._register.sites())
-
-    # --- one stream -------------------------------------------------------------------------
-
-    async def _connect(self, _: Any, context: Any) -> None:
-        try:
-            session, hello = await self._greet(context)
-        except HanseError as refusal:
-            log.warning("refused %s: %s", context.peer(), refusal)
-            self._metrics.refused.labels(refusal.label).inc()
-            retry = isinstance(refusal, NameTakenError)
-            await context.write(pb.ServerFrame(goodbye=goodbye(refusal, retry=retry)))
-            return
-        self._enter(session, hello)
-        try:
-            self._exchange.joined(session, hello)
-            ended = await session.duplex.run(
-                context,
-                lambda frame: self._on_frame(session, frame),
-                heartbeat_seconds=self._heartbeat,
-            )
-            log.info("%s: %s", session.site, ended)
-        finally:
-            self._leave(session)
-
-    async def _greet(self, context: Any) -> tuple[Session, pb.Hello]:
-        """Find out who is there, and whether they may come in."""
-        name, shown = _peer(context)
-        async with asyncio.timeout(HELLO_SECONDS):
-            frame = await context.read()
-        if not isinstance(frame, pb.SiteFrame) or not frame.HasField("hello"):
-            raise ProtocolError(f"site {name!r} did not begin with a Hello")
-        check_protocol(frame.hello.protocol, dict(frame.hello.versions), f"site {name!r}")
-        self._register.admit(name, shown)
-        if name in self._exchange.sessions:
-            raise NameTakenError(f"a client called {name!r} is connected already")
-        return Session(name, shown, self._count_sent), frame.hello
-
-    def _enter(self, session: Session, hello: pb.Hello) -> None:
-        if session.site in self._seen:
-            self._metrics.reconnects.labels(session.site).inc()
-        self._seen.add(session.site)
-        self._connected = self._connected | {session.node_id: session.site}
-        self._metrics.connected.labels(session.site).set(1)
-        log.info("%s is connected (hanse %s)", session.site, hello.versions.get("hanse", "?"))
-        welcome = pb.Welcome(
-            protocol=this_protocol(),
-            versions=versions(),
-            job=self._job,
-            heartbeat_seconds=self._heartbeat,
-        )
-        session.welcome(welcome)
-
-    def _leave(self, session: Session) -> None:
-        left = dict(self._connected)
-        del left[session.node_id]
-        self._connected = left
-        self._metrics.connected.labels(session.site).set(0)
-        self._exchange.left(session)
-
-    async def _on_frame(self, session: Session, frame: pb.SiteFrame) -> None:
-        kind = frame.WhichOneof("kind")
-        try:
-            if kind == "header":
-                self._count_received(session.site, frame.header.ByteSize())
-                self._exchange.on_header(session, frame.header)
-            elif kind == "chunk":
-                self._count_received(session.site, len(frame.chunk.data))
-                self._exchange.on_chunk(session, frame.chunk)
-        except HanseError as error:
-            log.warning("%s: %s", session.site, error)
-            session.dismiss(error, retry=True)
-
-    def _count_received(self, site: str, size: int) -> None:
-        self._received += size
-        self._metrics.received_bytes.labels(site).inc(size)
-
-    def _count_sent(self, site: str, size: int) -> None:
-        self._sent += size
-        self._metrics.sent_bytes.labels(site).inc(size)
-
-
-def _peer(context: Any) -> tuple[str, str]:
-    """Name and fingerprint of the certificate that the peer has shown; TLS has verified it."""
-    shown = context.auth_context()
-    names = shown.get("x509_common_name", [b""])
-    return names[0].decode(errors="replace"), fingerprint(shown["x509_pem_cert"][0])
 
 
 def _why_not(host: str, port: int) -> str:
