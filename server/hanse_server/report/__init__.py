@@ -77,6 +77,9 @@ def render(run: RunFacts) -> str:
 
 
 def _versions(run: RunFacts) -> list[tuple[str, str]]:
-    written = [(f"{model.name} model written by", f"hanse {model.hanse}") for model in run.models]
+    written = [
+        (f"{model.name.capitalize()} model written by", f"hanse {model.hanse}")
+        for model in run.models
+    ]
     here = ", ".join(f"{name} {version(name)}" for name in ("hanse", *PACKAGES))
     return [("Run started by", f"hanse {run.hanse}"), *written, ("Report written with", here)]

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 SPACE = "\u00a0"  # between a number and its unit, so that no line breaks there
 ABSENT = "–"
 
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def number(value: float | None) -> str:
     """A number to three decimals, or to three significant digits if it is small or large."""
@@ -20,11 +22,14 @@ def number(value: float | None) -> str:
 
 
 def short(value: float | None) -> str:
-    """A number to three significant digits, as people write it: ``1e-5``, not ``1e-05``."""
+    """A number to three significant digits, powers of ten as such: ``10⁻⁵``, ``1.2 × 10⁹``."""
     if value is None:
         return ABSENT
     mantissa, separator, exponent = f"{value:.3g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if separator else mantissa
+    if not separator:
+        return mantissa
+    power = f"10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return power if mantissa == "1" else f"{mantissa}{SPACE}×{SPACE}{power}"
 
 
 def is_share(metric: str) -> bool:
