@@ -89,7 +89,7 @@ def draw(key: str, series: Sequence[Series], *, shares: bool = False, from_zero:
             _plot(axes, each)
         if from_zero:
             axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=_STEPS, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         if shares:
             axes.yaxis.set_major_formatter(FuncFormatter(_per_cent))

@@ -32,8 +32,9 @@ class Contender:
 
     model: str
     accuracy: float
-    auc: float | None = None
-    epsilon: float | None = None
+    auc: float | None
+    loss: float | None
+    epsilon: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,15 @@ def _comparison(path: Path) -> Comparison | None:
     if not path.exists():
         return None
     data = json.loads(path.read_text(encoding="utf-8"))
-    contenders = sorted(
-        (Contender(**row) for row in data["rows"]), key=lambda row: row.accuracy, reverse=True
-    )
+    contenders = [
+        Contender(
+            model=row["model"],
+            accuracy=row["accuracy"],
+            auc=row.get("auc"),
+            loss=row.get("loss"),
+            epsilon=row.get("epsilon"),
+        )
+        for row in data["rows"]
+    ]
+    contenders.sort(key=lambda each: each.accuracy, reverse=True)
     return Comparison(contenders=tuple(contenders), note=data.get("note", ""))

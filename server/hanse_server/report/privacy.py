@@ -113,8 +113,8 @@ def _sentence(run: RunFacts) -> str:
     if epsilon is None:
         return (
             "The job asks every site to train under differential privacy. No site released the "
-            "epsilon that it spent: what the model may reveal about a record is bounded by each "
-            "site’s own budget, which its administrator can tell."
+            "epsilon that all of its updates spent: what they may reveal about a record is bounded "
+            "by each site’s own budget, which its administrator can tell."
         )
     silent = len(trained) - len(_told(trained))
     who = "every site" if not silent else f"the {formats.plural(len(_told(trained)), 'site')} below"

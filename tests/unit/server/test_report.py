@@ -218,8 +218,14 @@ def test_privacy_is_never_rounded_in_its_own_favour(run: Run) -> None:
 def test_compares_models_with_the_best_first(run: Run) -> None:
     run.write(job(), three_rounds())
     rows = [
-        {"model": "hungary alone", "accuracy": 0.741, "auc": None, "epsilon": None},
-        {"model": "federated, private", "accuracy": 0.818, "auc": 0.8886, "epsilon": 2.9961},
+        {"model": "hungary alone", "accuracy": 0.741, "epsilon": None},
+        {
+            "model": "federated, private",
+            "accuracy": 0.818,
+            "auc": 0.8886,
+            "loss": 0.41,
+            "epsilon": 2.9961,
+        },
     ]
     (run.folder / "comparison.json").write_text(json.dumps({"rows": rows, "note": "One split."}))
     page = run.report()
@@ -228,6 +234,7 @@ def test_compares_models_with_the_best_first(run: Run) -> None:
     assert models.row("federated, private")["Accuracy"] == "81.8 %"
     assert models.row("federated, private")["AUC"] == "0.889"
     assert models.row("federated, private")["Epsilon"] == "3.00"
+    assert models.row("federated, private")["Loss"] == "0.410"
     assert models.row("hungary alone")["AUC"] == "–"
     assert models.row("hungary alone")["Epsilon"] == "no privacy"
     assert "One split." in page.text
@@ -313,7 +320,7 @@ def test_claims_nothing_for_a_site_that_stopped_telling(run: Run) -> None:
 def test_no_site_released_epsilon(run: Run) -> None:
     run.write(job(rounds=1), [record(1, {"a": result(), "b": result()})])
     page = run.report()
-    assert "No site released the epsilon that it spent" in page.text
+    assert "No site released the epsilon that all of its updates spent" in page.text
     assert "not released by any site" in page.text
 
 
