@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,12 +132,30 @@ def load_task(name: str, options: Mapping[str, Any]) -> AnyTask:
 
 
 def task_digest(name: str) -> str:
-    """SHA-256 of the source of the module that defines the task, as 64 hex digits.
+    """SHA-256 of the sources that make the task, as 64 hex digits.
 
-    What an administrator pins in ``site.toml``, so that a changed task is a new decision.
+    What an administrator pins in ``site.toml``, so that a changed task is a new decision. It
+    covers every Python file of the package that the task's module is in, as what a task does is
+    decided by its helpers too; a module outside any package counts alone.
     """
-    source = inspect.getsource(sys.modules[_task_type(name).__module__])
-    return hashlib.sha256(source.encode()).hexdigest()
+    digest = hashlib.sha256(task_names().get(name, name).encode())
+    for file, known_as in _sources(name):
+        digest.update(f"{known_as}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _sources(name: str) -> list[tuple[Path, str]]:
+    kind = _task_type(name)
+    reference, _, _ = task_names().get(name, name).partition(":")
+    package = importlib.import_module(reference.rpartition(".")[0] or reference)
+    folders = [Path(folder) for folder in getattr(package, "__path__", ())]
+    if not folders:
+        return [(Path(inspect.getfile(kind)), "")]
+    return [
+        (file, file.relative_to(folder).as_posix())
+        for folder in folders
+        for file in sorted(folder.rglob("*.py"))
+    ]
 
 
 def _task_type(name: str) -> type[AnyTask]:
