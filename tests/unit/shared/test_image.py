@@ -1,0 +1,236 @@
+"""The task `image`: formats, hostile files, models and augmentation."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hanse.errors import DataError, TaskError
+from hanse.task import AnyTask, load_task
+from PIL import Image
+
+GREY = {"shape": [1, 4, 6], "classes": 3}
+COLOUR = {"shape": [3, 4, 6], "classes": ["cat", "dog"]}
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def pixels(count: int, *shape: int) -> Bytes:
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def idx(array: Bytes, sizes: tuple[int, ...] | None = None) -> bytes:
+    sizes = array.shape if sizes is None else sizes
+    header = bytes([0, 0, 8, len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes)
+    return header + array.tobytes()
+
+
+def write_idx(folder: Path, images: bytes, labels: bytes, name: str = "train") -> Path:
+    path = folder / f"{name}-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(images))
+    (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    return path
+
+
+def grey() -> AnyTask:
+    return load_task("image", GREY)
+
+
+LABELS = np.array([2, 0, 1, 1, 0], dtype=np.uint8)
+
+
+def test_idx_pairs_by_file_and_by_folder(tmp_path: Path) -> None:
+    images = pixels(5, 4, 6)
+    path = write_idx(tmp_path, idx(images), idx(LABELS))
+    for source in (path, tmp_path):
+        examples = grey().read(source)
+        assert torch.equal(examples.inputs[0], torch.from_numpy(images[:, None]))
+        assert examples.inputs[0].dtype == torch.uint8
+        assert examples.targets.tolist() == LABELS.tolist()
+
+
+def test_idx_without_gzip(tmp_path: Path) -> None:
+    (tmp_path / "train-images.idx3-ubyte").write_bytes(idx(pixels(5, 4, 6)))
+    (tmp_path / "train-labels.idx1-ubyte").write_bytes(idx(LABELS))
+    assert len(grey().read(tmp_path / "train-images.idx3-ubyte")) == 5
+
+
+def test_a_folder_of_several_pairs_asks_which(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_idx(tmp_path, idx(pixels(5, 4, 6)), idx(LABELS), name)
+    with pytest.raises(DataError, match=r"several pairs.*test-images.*train-images"):
+        grey().read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (idx(pixels(5, 6, 4)), idx(LABELS), "images of 6 x 4, not 1 x 4 x 6"),
+        (idx(pixels(4, 4, 6)), idx(LABELS), "4 images, but 5 labels"),
+        (idx(pixels(5, 4, 6)), idx(LABELS + 1), "1 of 5 labels are not between 0 and 2"),
+        (idx(pixels(5, 4, 6))[:-1], idx(LABELS), "fewer bytes"),
+        (idx(pixels(5, 4, 6)) + b"x", idx(LABELS), "more bytes"),
+        (idx(pixels(0, 4, 6)), idx(LABELS[:0]), "holds no images"),
+        (b"\0\0\x0d\3" + idx(pixels(5, 4, 6))[4:], idx(LABELS), "no IDX file of unsigned bytes"),
+        (b"\0\0\x08\3\0", idx(LABELS), "ends within its header"),
+        (idx(pixels(5, 4, 6)), idx(pixels(5, 4)), "labels have one dimension, not 2"),
+    ],
+)
+def test_idx_files_that_do_not_fit(
+    tmp_path: Path, images: bytes, labels: bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        grey().read(write_idx(tmp_path, images, labels))
+
+
+def test_idx_declared_sizes_are_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    path = write_idx(tmp_path, idx(pixels(1, 4, 6), (2**32 - 1, 4, 6)), idx(LABELS))
+    with pytest.raises(DataError, match="declares 103079215080 bytes, more than a file of"):
+        grey().read(path)
+
+
+def test_idx_broken_gzip_and_missing_labels(tmp_path: Path) -> None:
+    path = write_idx(tmp_path, idx(pixels(5, 4, 6)), idx(LABELS))
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(DataError, match="cannot be read"):
+        grey().read(path)
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match=r"its labels, train-labels-idx1-ubyte\.gz, are not"):
+        grey().read(path)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (4, 6, 1)])
+def test_npz_of_grey_images_in_any_layout(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = pixels(5, *shape)
+    np.savez_compressed(tmp_path / "a.npz", images=images, labels=LABELS)
+    examples = grey().read(tmp_path / "a.npz")
+    assert torch.equal(examples.inputs[0], torch.from_numpy(images.reshape(5, 1, 4, 6)))
+
+
+def test_npz_with_channels_last(tmp_path: Path) -> None:
+    images = pixels(2, 4, 6, 3)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1]))
+    examples = load_task("image", COLOUR).read(tmp_path / "a.npz")
+    assert torch.equal(examples.inputs[0], torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": pixels(5, 4, 6)}, "lacks the array labels"),
+        ({"images": pixels(5, 4, 6) / 255, "labels": LABELS}, "images are float64"),
+        ({"images": pixels(5, 4, 6), "labels": LABELS / 1}, "labels are float64"),
+        ({"images": pixels(5, 4, 6), "labels": LABELS.astype(int) - 1}, "2 of 5 labels"),
+    ],
+)
+def test_npz_that_does_not_fit(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        grey().read(tmp_path / "a.npz")
+
+
+def test_npz_is_never_unpickled(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    trap = np.empty(5, dtype=object)
+    trap[:] = [Trap()] * 5
+    np.savez(tmp_path / "a.npz", allow_pickle=True, images=pixels(5, 4, 6), labels=trap)
+    with pytest.raises(DataError, match="labels are object"):
+        grey().read(tmp_path / "a.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_npz_declared_sizes_are_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 4, 6)}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    with pytest.raises(DataError, match="declares 26388279066624 bytes"):
+        grey().read(tmp_path / "a.npz")
+
+
+def test_npz_that_is_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"not a zip")
+    with pytest.raises(DataError, match="cannot be read"):
+        grey().read(tmp_path / "a.npz")
+
+
+def write_png(folder: Path, label: str, name: str, array: Bytes) -> None:
+    (folder / label).mkdir(exist_ok=True)
+    Image.fromarray(array).save(folder / label / f"{name}.png")
+
+
+def test_png_folders_in_the_order_of_classes_and_names(tmp_path: Path) -> None:
+    images = pixels(3, 4, 6, 3)
+    write_png(tmp_path, "dog", "b", images[2])
+    write_png(tmp_path, "dog", "a", images[1])
+    write_png(tmp_path, "cat", "z", images[0])
+    examples = load_task("image", COLOUR).read(tmp_path)
+    assert examples.targets.tolist() == [0, 1, 1]
+    assert torch.equal(examples.inputs[0], torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+
+
+def test_png_grey_where_a_class_is_absent(tmp_path: Path) -> None:
+    image = pixels(1, 4, 6)[0]
+    write_png(tmp_path, "2", "a", image)
+    examples = grey().read(tmp_path)
+    assert examples.targets.tolist() == [2]
+    assert torch.equal(examples.inputs[0][0, 0], torch.from_numpy(image))
+
+
+def test_png_folders_that_do_not_fit(tmp_path: Path) -> None:
+    task = load_task("image", COLOUR)
+    with pytest.raises(DataError, match="no folder of a class"):
+        task.read(tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        task.read(tmp_path)
+    write_png(tmp_path, "cat", "a", pixels(1, 5, 6, 3)[0])
+    with pytest.raises(DataError, match=r"cat/a\.png: is 5 x 6, not 4 x 6"):
+        task.read(tmp_path)
+    (tmp_path / "cat" / "a.png").write_bytes(b"GIF89a")
+    with pytest.raises(DataError, match=r"cat/a\.png: cannot be read as PNG"):
+        task.read(tmp_path)
+    write_png(tmp_path, "bird", "a", pixels(1, 4, 6, 3)[0])
+    with pytest.raises(DataError, match="no declared class: bird"):
+        task.read(tmp_path)
+
+
+def test_files_of_no_known_format(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match="neither an NPZ archive nor"):
+        grey().read(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="no such file or folder"):
+        grey().read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [2, 4, 6]}, "shape"),
+        ({"classes": 1}, "classes"),
+        ({"classes": ["a", "a"]}, "twice"),
+        ({"mean": [0.1, 0.2]}, "mean has 2 values for 1 channels"),
+        ({"std": [0.0]}, "std"),
+        ({"model": {"kind": "vit"}}, "cnn"),
+        ({"model": {"kind": "cnn", "channels": [8, 8, 8]}}, "cannot be halved so often"),
+        ({"model": {"kind": "gradients", "grid": {"cell": 5}}}, "larger than the image of 4"),
+        ({"model": {"kind": "resnet", "width": 3}}, "width"),
+        ({"augment": {"rotate": -1.0}}, "rotate"),
+    ],
+)
+def test_mistakes_in_the_options_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        load_task("image", GREY | change)
