@@ -229,6 +229,7 @@ def test_the_server_comes_back_and_is_answered_from_the_outbox(loopback: Loopbac
     assert after.content == before.content
     assert after.metadata.reply_to_message_id == before.metadata.reply_to_message_id
     assert client.outbox.instructions() == executed
+    assert second.link.traffic()[1] < 10_000  # the instruction was not sent again
     grid.settle()
     wait_until(lambda: not client.outbox.instructions())
     assert second.journal.state(executed[0]) is State.SETTLED

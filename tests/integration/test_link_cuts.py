@@ -109,6 +109,7 @@ def test_a_site_that_is_cut_off_while_it_works_is_not_asked_twice(
 
     assert len(list(replies)) == 1
     assert len(executed) == 1
+    assert server.link.traffic()[1] < 1.1 * MIB  # the instruction was sent once
 
 
 def test_a_connection_that_falls_silent_is_given_up_by_both_sides(
