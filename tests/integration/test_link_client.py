@@ -149,6 +149,7 @@ def test_a_full_disk_is_answered_and_the_site_lives_on(
     assert refused.error.reason == "outbox"
     assert served.has_content()
     assert len(client.outbox.instructions()) == 1
+    assert client.metrics.outbox._value.get() == 1
 
 
 def test_what_is_held_is_counted(loopback: Loopback) -> None:
