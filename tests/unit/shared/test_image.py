@@ -173,12 +173,12 @@ def write_png(folder: Path, label: str, name: str, array: Bytes) -> None:
 
 
 def test_png_folders_in_the_order_of_classes_and_names(tmp_path: Path) -> None:
-    images = pixels(3, 4, 6, 3)
-    write_png(tmp_path, "dog", "b", images[2])
-    write_png(tmp_path, "dog", "a", images[1])
+    images = pixels(9, 4, 6, 3)
+    for place in (5, 2, 8, 1, 7, 3, 6, 4):
+        write_png(tmp_path, "dog", f"{place}", images[place])
     write_png(tmp_path, "cat", "z", images[0])
     examples = load_task("image", COLOUR).read(tmp_path)
-    assert examples.targets.tolist() == [0, 1, 1]
+    assert examples.targets.tolist() == [0] + [1] * 8
     assert torch.equal(examples.inputs[0], torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
 
