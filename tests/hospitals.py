@@ -33,6 +33,8 @@ class Hospitals:
         name = "job.toml" if private else "job-without-privacy.toml"
         self.job_file = folder / "sites" / name
         _substitute(self.job_file, r"^rounds = \d+", f"rounds = {rounds}")
+        if private:  # few rounds would be calibrated to less noise than the hospitals ask for
+            _substitute(self.job_file, r"^target_epsilon = .*", "noise_multiplier = 8.0")
         for file in self.federation.sites.values():
             if not private:
                 _substitute(file, r"^\[policy\]", "[policy]\nallow_training_without_privacy = true")
@@ -108,6 +110,10 @@ class Hospitals:
     def await_round(self, number: int, seconds: float = 120.0) -> None:
         """Wait until a round is in the history."""
         wait_until(lambda: len(read_history(self.workspace)) >= number, seconds)
+
+    def await_log(self, name: str, pattern: str, seconds: float = 60.0) -> None:
+        """Wait until a process has printed something."""
+        wait_until(lambda: bool(re.search(pattern, self.log(name))), seconds)
 
     def log(self, name: str) -> str:
         """What a process has printed."""

@@ -91,7 +91,7 @@ def _policy(site: Site, job: Job | None) -> str:
     check_job(site.policy, job, 1)
     records = read_records(load_task(job.task.name, job.task.options), site.data)
     plan = plan_round(job, 1, len(records.train), site=site.name)
-    check_plan(site.policy, plan)
+    check_plan(site.policy, job, plan)
     if plan.privacy is None:
         return f"allows {job.name}, which trains with no privacy"
     return (

@@ -35,26 +35,38 @@ def check_job(policy: Policy, job: Job, server_round: int) -> None:
         )
 
 
-def check_plan(policy: Policy, plan: LocalPlan) -> None:
+def check_plan(policy: Policy, job: Job, plan: LocalPlan) -> None:
     """Refuse a round's work that is out of the policy's bounds.
 
     Raises:
-        PolicyError: naming what was asked, and the bound in ``site.toml``.
+        PolicyError: naming what was asked, and the bound in ``site.toml``. The server is told
+            the number where the job fixes it; what follows from the number of records is not
+            its business.
     """
     if plan.steps > policy.max_steps:
-        raise PolicyError(_above("steps", plan.steps, "max_steps", policy.max_steps))
+        raise PolicyError(
+            _above("steps", plan.steps, "max_steps", policy.max_steps),
+            discloses_nothing=job.training.steps is not None,
+        )
     if plan.privacy is None:
         return
     noise, norm = plan.privacy.noise_multiplier, plan.privacy.clipping_norm
     if noise < policy.min_noise_multiplier:
         raise PolicyError(
             f"noise_multiplier = {noise:g} is below this site's smallest, "
-            f"{policy.min_noise_multiplier:g} (policy.min_noise_multiplier in site.toml)"
+            f"{policy.min_noise_multiplier:g} (policy.min_noise_multiplier in site.toml)",
+            discloses_nothing=_fixes_noise(job),
         )
     if norm > policy.max_clipping_norm:
         raise PolicyError(
             _above("clipping_norm", norm, "max_clipping_norm", policy.max_clipping_norm)
         )
+
+
+def _fixes_noise(job: Job) -> bool:
+    """Whether the noise follows from the job alone, and not from the number of records."""
+    calibrated_by_job = job.privacy.sampling_rate is not None and job.training.steps is not None
+    return job.privacy.noise_multiplier is not None or calibrated_by_job
 
 
 def check_model_size(policy: Policy, size_bytes: int) -> None:

@@ -112,7 +112,7 @@ class SiteRuntime:
             site=self.site.name,
             proximal_mu=_proximal_mu(config),
         )
-        check_plan(policy, plan)
+        check_plan(policy, job, plan)
         if message.metadata.message_type == MessageType.TRAIN:
             trainer.check(records.train, plan)
         self._order = Order(

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from hanse.errors import DataError, DivergedError, TaskError, UnprovableModelError
+from hanse.errors import DivergedError, TaskError, UnprovableModelError
+from hanse.evaluation import evaluate
 from hanse.task import AnyTask, Examples
 from torch import Tensor
 
@@ -27,8 +28,6 @@ from hanse_client.steps import (
     record_loss,
     trainable,
 )
-
-_EVALUATED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class Trainer:
     """
 
     def __init__(self, task: AnyTask, device: torch.device) -> None:
-        self._task = task
+        self.task = task
         self._device = device
         with torch.random.fork_rng(devices=[]):  # its weights are drawn and never used
             self._model = task.model().to(device)
@@ -92,7 +91,7 @@ class Trainer:
         if plan.privacy is None or plan.loss in self._proved:
             return
         check_provable(self._model)
-        check_per_example(self._model, record_loss(plan.loss, self._task), examples)
+        check_per_example(self._model, record_loss(plan.loss, self.task), examples)
         self._proved.add(plan.loss)
 
     def train(
@@ -141,20 +140,8 @@ class Trainer:
             DataError: if there are no examples.
             DivergedError: if the loss is not finite.
         """
-        if len(examples) == 0:
-            raise DataError("there are no records to evaluate on")
         self._load(weights)
-        self._model.eval()
-        outputs = []
-        with torch.no_grad():
-            for indices in torch.split(torch.arange(len(examples)), _EVALUATED_AT_ONCE):
-                batch = examples.take(indices).to(self._device)
-                outputs.append(self._model(*batch.inputs).cpu())
-            together, targets = torch.cat(outputs), examples.targets.cpu()
-            loss = float(record_loss("task", self._task)(together, targets).double().mean())
-        if not math.isfinite(loss):
-            raise DivergedError("the model's loss on the held-out records is not finite")
-        return {"loss": loss, **self._task.metrics(together, targets)}
+        return evaluate(self.task, self._model, examples, self._device)
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         try:
@@ -169,7 +156,7 @@ class Trainer:
     def _step(self, plan: LocalPlan) -> Iterator[Step]:
         self._model.train()
         parameters = trainable(self._model)
-        loss: RecordLoss = record_loss(plan.loss, self._task)
+        loss: RecordLoss = record_loss(plan.loss, self.task)
         optimizer = make_optimizer(plan.optimizer, parameters, plan.lr)
         pull = proximal_pull(parameters, plan.proximal_mu)
         if plan.privacy is None:
@@ -188,7 +175,7 @@ class Trainer:
     ) -> Examples:
         batch = examples.take(indices)
         if plan.augment and len(batch) > 0:
-            batch = Examples(self._task.augment(batch.inputs, randomness), batch.targets)
+            batch = Examples(self.task.augment(batch.inputs, randomness), batch.targets)
         return batch.to(self._device)
 
     def _update(self, weights: Mapping[str, Tensor], *, private: bool) -> dict[str, Tensor]:

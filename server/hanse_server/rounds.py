@@ -94,7 +94,7 @@ class RoundLoop:
         started = time.time()
         received, sent = self._grid.traffic()
         # 1. enough sites
-        self._await_quorum(number)
+        self._await_sites(number)
         # 2. train
         trained = self._train(number, arrays)
         met = trained.arrays is not None
@@ -126,12 +126,12 @@ class RoundLoop:
 
     # --- the steps of a round ---------------------------------------------------------------
 
-    def _await_quorum(self, number: int) -> None:
-        quorum = self._job.strategy.quorum
+    def _await_sites(self, number: int) -> None:
+        needed = self._job.strategy.needs_connected
         with self._metrics.phases.during("waiting"):
             started = told = time.monotonic()
-            while len(connected := list(self._grid.get_node_ids())) < quorum:
-                waiting_for = f"{len(connected)} of {quorum} sites connected"
+            while len(connected := list(self._grid.get_node_ids())) < needed:
+                waiting_for = f"{len(connected)} of {needed} sites connected"
                 self._show("waiting", number, waiting_for=waiting_for)
                 if time.monotonic() - told > self._job.limits.connections_wait:
                     told = time.monotonic()
@@ -305,7 +305,8 @@ class _CentralJudge:
     def __call__(self, arrays: ArrayRecord) -> dict[str, float]:
         if self._examples is None:
             return {}
-        return evaluate(self._task, self._model, to_tensors(arrays), self._examples, self._device)
+        self._model.load_state_dict(to_tensors(arrays))
+        return evaluate(self._task, self._model, self._examples, self._device)
 
 
 def _plain(metrics: MetricRecord | None) -> dict[str, float]:

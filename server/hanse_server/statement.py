@@ -12,8 +12,9 @@ from hanse_server.workspace import RoundRecord
 NO_PRIVACY = "no privacy: this model was trained without differential privacy"
 PRIVACY = (
     "Each site trained with DP-SGD on its own records: Poisson sampling, per-record clipping, "
-    "Gaussian noise. Whoever sees this model and every message of its training learns about "
-    "any one record of a site no more than that site's epsilon and delta allow."
+    "Gaussian noise. Whoever sees this model and every update of its training learns about any "
+    "one record of a site no more than that site's epsilon and delta allow. Metrics that a site "
+    "released beside its updates are outside that."
 )
 RELEASED = ("epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hanse.job import Job
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -58,7 +59,7 @@ def outcome_view(outcome: dict[str, Any]) -> RenderableType:
     elif spent:
         table.add_row("epsilon", f"at most {max(spent):.3f} at a site")
     table.add_row("seconds", f"{outcome['seconds']:.1f}")
-    table.add_row("up, down", f"{size(outcome['bytes_up'])}, {size(outcome['bytes_down'])}")
+    table.add_row("up, down", f"{decimal(outcome['bytes_up'])}, {decimal(outcome['bytes_down'])}")
     table.add_row("model", outcome["model"])
     return table
 
@@ -97,12 +98,3 @@ def provisioned_view(made: Provisioned, removed: list[str]) -> RenderableType:
     folder = made.layout.folder
     lines.append(Text(f"start the server with: hanse server run JOB --federation {folder}"))
     return Group(*lines)
-
-
-def size(count: float) -> str:
-    """A number of bytes, for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

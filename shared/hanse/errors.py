@@ -17,20 +17,25 @@ class HanseError(Exception):
     Args:
         message: What is wrong: name, value, bound.
         remedy: What to do about it; the kind's own ``remedy_hint`` if left out.
+        discloses_nothing: Of this message, where it differs from the kind's.
     """
 
     exit_code: ClassVar[int] = 1
     label: ClassVar[str] = "internal"
     help: ClassVar[str] = "A fault of Hanse itself; please report it with the log."
     remedy_hint: ClassVar[str] = "Please report this with the log."
-    discloses_nothing: ClassVar[bool] = False
+    discloses_nothing: bool = False
     """Whether the message is free of anything read from private data, so that it may leave a
     site. The text of other errors stays in the site's own log."""
 
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, remedy: str | None = None, discloses_nothing: bool | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy or self.remedy_hint
+        if discloses_nothing is not None:
+            self.discloses_nothing = discloses_nothing
 
     def reason(self) -> str:
         """The text that may leave a site: the label, and the message where it is harmless."""
@@ -228,7 +233,6 @@ class BudgetError(HanseError):
     label = "budget"
     help = "The round would spend more privacy than the site's budget has left."
     remedy_hint = "Use more noise or fewer rounds, or ask the site's administrator."
-    discloses_nothing = True
 
 
 class LedgerError(HanseError):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from hanse.errors import DataError
+from hanse.errors import DataError, DivergedError
 from hanse.task import AnyTask, Examples
 
 BATCH_SIZE = 1024
@@ -26,24 +25,21 @@ def predict(model: nn.Module, examples: Examples, device: torch.device) -> Tenso
 
 
 def evaluate(
-    task: AnyTask,
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    examples: Examples,
-    device: torch.device,
+    task: AnyTask, model: nn.Module, examples: Examples, device: torch.device
 ) -> dict[str, float]:
-    """Mean ``loss`` and the task's metrics of ``weights`` over ``examples``; finite ones only.
+    """The mean of the task's loss over ``examples`` as ``loss``, and the task's metrics.
 
     Args:
-        model: the task's model on ``device``; it is left holding ``weights``.
+        model: the task's model on ``device``, holding the weights to judge.
 
     Raises:
         DataError: if there are no records.
+        DivergedError: if the loss is not finite.
     """
     if len(examples) == 0:
         raise DataError("there are no records to evaluate on")
-    model.load_state_dict(weights)
-    outputs = predict(model, examples, device)
-    metrics = {"loss": float(task.loss(outputs, examples.targets).double().mean())}
-    metrics |= task.metrics(outputs, examples.targets)
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    outputs, targets = predict(model, examples, device), examples.targets.cpu()
+    loss = float(task.loss(outputs, targets).double().mean())
+    if not math.isfinite(loss):
+        raise DivergedError("the model's loss on the held-out records is not finite")
+    return {"loss": loss, **task.metrics(outputs, targets)}

@@ -42,6 +42,12 @@ class Optimizer(Settings):
     momentum: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.0
 
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Optimizer:
+        if self.momentum and self.name in ("adam", "adamw"):
+            raise ValueError(f"{self.name} takes no momentum")
+        return self
+
 
 class Schedule(Settings):
     """``[training.schedule]``: the local learning rate over the rounds of the run.
@@ -54,7 +60,7 @@ class Schedule(Settings):
     name: Literal["constant", "step", "cosine", "linear"] = "constant"
     gamma: Fraction = 0.1
     every: PositiveInt = 1
-    final: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    final: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     warmup: NonNegativeInt = 0
 
 
@@ -117,18 +123,25 @@ class Privacy(Settings):
 class StrategyChoice(Settings):
     """``[strategy]``: how the server aggregates, and how many sites a round takes.
 
-    ``quorum`` is the least number of sites whose results make a round; ``deadline`` is the
-    longest that a round waits, in seconds.
+    ``quorum`` is the least number of sites whose results make a round; ``available`` how many
+    must be connected before a round starts (the quorum, if left out); ``deadline`` is the
+    longest that a round waits for replies, in seconds.
     """
 
     name: str = "StreamingFedAvg"
     options: dict[str, OptionValue] = Field(default_factory=dict)
     fraction: Fraction = 1.0
     quorum: PositiveInt = 1
+    available: PositiveInt | None = None
     deadline: PositiveFloat = 3600.0
     patience: PositiveInt = Field(
         default=3, description="rounds in a row that may miss the quorum before the run stops"
     )
+
+    @property
+    def needs_connected(self) -> int:
+        """How many sites must be connected before a round starts."""
+        return max(self.quorum, self.available or self.quorum)
 
 
 class Evaluation(Settings):

@@ -28,8 +28,8 @@ from hanse_server.workspace import Workspace
 
 NOTE = (
     "Judged on the held-out patients of all hospitals together; none of them was trained on. "
-    "All but the first row come from simulations in which one machine holds all records, and "
-    "train without privacy."
+    "All models but the private federation's come from simulations in which one machine holds "
+    "all records, and train without privacy."
 )
 
 
@@ -76,9 +76,8 @@ class Judge:
 
     def row(self, name: str, model: Path, epsilon: float | None = None) -> Row:
         """The row of the model in a safetensors file."""
-        found = evaluate(
-            self._task, self._model, load_model(model), self._examples, torch.device("cpu")
-        )
+        self._model.load_state_dict(load_model(model))
+        found = evaluate(self._task, self._model, self._examples, torch.device("cpu"))
         return Row(
             model=name,
             accuracy=found["accuracy"],

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from hanse_server.demo.comparison import Row
-from hanse_server.views import size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,8 @@ class DemoResult:
                 name, f"{ledger['epsilon']:.3f}", f"{ledger['delta']:g}", str(ledger["rounds"])
             )
         foot = Text(
-            f"{size(self.outcome['bytes_up'])} went up, {size(self.outcome['bytes_down'])} down, "
-            f"in {self.seconds:.0f} s\n"
+            f"{decimal(self.outcome['bytes_up'])} went up, "
+            f"{decimal(self.outcome['bytes_down'])} down, in {self.seconds:.0f} s\n"
             f"report: {self.report}\n"
             f"metrics, while it ran: {', '.join(self.metrics.values())}"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from hanse.errors import WorkspaceError
 from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -15,7 +16,6 @@ from rich.text import Text
 from hanse_server.demo.federation import DemoFederation
 from hanse_server.demo.processes import Processes
 from hanse_server.status import Status, read_status
-from hanse_server.views import size
 from hanse_server.workspace import read_history
 
 REFRESH_SECONDS = 0.25
@@ -62,7 +62,7 @@ def _head(status: Status | None, history: list[dict[str, Any]]) -> RenderableTyp
         line.append(f"\n{shown}   ", style="cyan")
     up = sum(each["bytes_up"] for each in history)
     down = sum(each["bytes_down"] for each in history)
-    line.append(f"{size(up)} up, {size(down)} down", style="dim")
+    line.append(f"{decimal(up)} up, {decimal(down)} down", style="dim")
     return Group(line, ProgressBar(total=status.rounds, completed=len(history), width=60))
 
 

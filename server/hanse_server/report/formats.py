@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from rich.filesize import decimal
+
 SPACE = "\u00a0"  # between a number and its unit, so that no line breaks there
 ABSENT = "–"
 
@@ -70,11 +72,7 @@ def _directed(value: float, direction: Callable[[float], int]) -> str:
 
 def size(count: float) -> str:
     """A number of bytes."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f}{SPACE}B" if unit == "B" else f"{count:.1f}{SPACE}{unit}"
-        count /= 1000
-    return f"{count:.1f}{SPACE}TB"
+    return decimal(round(count)).replace(" ", SPACE)
 
 
 def duration(seconds: float | None) -> str:

@@ -72,7 +72,7 @@ def _flower_strategy(job: Job) -> Strategy:
         fraction_train=choice.fraction,
         min_train_nodes=quorum,
         min_evaluate_nodes=quorum,
-        min_available_nodes=quorum,
+        min_available_nodes=choice.needs_connected,
         **choice.options,
     )
     return strategy

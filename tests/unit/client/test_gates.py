@@ -129,7 +129,8 @@ def harbour(tmp_path: Path) -> Iterator[Callable[..., Harbour]]:
     made: list[Harbour] = []
 
     def make(**policy: Any) -> Harbour:
-        made.append(Harbour(tmp_path, site(tmp_path, **policy)))
+        folder = tmp_path / str(len(made))
+        made.append(Harbour(folder, site(folder, **policy)))
         return made[-1]
 
     yield make
@@ -194,6 +195,22 @@ def test_the_policy_refuses_by_name_before_any_charge(
         )
         == 1
     )
+
+
+def test_what_follows_from_the_number_of_records_is_not_told(
+    harbour: Callable[..., Harbour],
+) -> None:
+    by_epochs = job(training={"epochs": 3, "batch_size": 10})  # 12 steps, as there are 40 records
+    reply = harbour(max_steps=8).send(by_epochs)
+    assert reply.error.reason == "policy"
+    calibrated = job(privacy={"target_epsilon": 2.5})
+    reply = harbour(min_noise_multiplier=50.0).send(calibrated)
+    assert reply.error.reason == "policy"
+
+
+def test_a_refusal_by_the_budget_tells_no_numbers(harbour: Callable[..., Harbour]) -> None:
+    reply = harbour().send(job(privacy={"noise_multiplier": 0.6}))
+    assert reply.error.reason == "budget"
 
 
 def test_rounds_beyond_the_job_are_refused(harbour: Callable[..., Harbour]) -> None:

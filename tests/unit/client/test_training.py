@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hanse import evaluation
 from hanse.errors import (
     CoupledLossError,
     DataError,
@@ -443,7 +444,7 @@ def test_evaluation_is_the_mean_over_all_records_without_dropout(
     }
     trainer = a_trainer()
     assert trainer.evaluate(weights, examples) == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr(training, "_EVALUATED_AT_ONCE", 7)
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 7)
     trainer.train(weights, examples, a_plan())
     assert trainer.evaluate(weights, examples) == pytest.approx(expected, abs=1e-6)
 
