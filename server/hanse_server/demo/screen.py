@@ -63,7 +63,9 @@ def _head(status: Status | None, history: list[dict[str, Any]]) -> RenderableTyp
     up = sum(each["bytes_up"] for each in history)
     down = sum(each["bytes_down"] for each in history)
     line.append(f"{decimal(up)} up, {decimal(down)} down", style="dim")
-    return Group(line, ProgressBar(total=status.rounds, completed=len(history), width=60))
+    bar = Table.grid()
+    bar.add_row(ProgressBar(total=status.rounds, completed=len(history), width=60))
+    return Group(line, bar)
 
 
 def _sites(
