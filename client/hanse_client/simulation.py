@@ -95,7 +95,7 @@ def _from_parts(sites: SimulatedSites) -> OpenSite:
             known_as = hashlib.sha256(f"{whole}:{name}".encode()).hexdigest()
             return Records(train, held_out, known_as)
 
-        return _permissive(name), read
+        return _permissive(name, sites), read
 
     return open_site
 
@@ -115,7 +115,7 @@ def _waive(site: Site) -> Site:
     return site.model_copy(update={"policy": policy})
 
 
-def _permissive(name: str) -> Site:
+def _permissive(name: str, sites: SimulatedSites) -> Site:
     nowhere = Path("simulated")
     return Site(
         name=name,
@@ -132,6 +132,6 @@ def _permissive(name: str) -> Site:
             max_model_mb=1e9,
             allow_training_without_privacy=True,
             release=("*",),
-            count="public",
+            count="public" if sites.count else 1.0,
         ),
     )

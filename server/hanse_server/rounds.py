@@ -102,7 +102,8 @@ class RoundLoop:
         released = released_model(self._strategy, arrays)
         # 3. judge
         due = met and (number % self._job.evaluation.every == 0 or number == self._job.rounds)
-        federated = self._evaluate(number, released) if due else {}
+        asked = due and self._job.evaluation.federated
+        federated = self._evaluate(number, released) if asked else {}
         central = self._judge(released) if due else {}
         # 4. keep
         received_now, sent_now = self._grid.traffic()

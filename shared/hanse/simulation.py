@@ -23,6 +23,8 @@ class SimulatedSites(Settings):
         data: the pooled data set.
         parts: NPZ file with one array of record numbers a site, under its name.
         holdout: fraction of each part that is kept back.
+        count: whether the sites weigh by their number of records; without it all weigh the
+            same, as real sites do where that number is private.
         files: a ``site.toml`` for each name; their policies and budgets hold, their ledgers
             are left alone.
         holdout_seed: in place of that of the files.
@@ -35,6 +37,7 @@ class SimulatedSites(Settings):
     data: Path | None = None
     parts: Path | None = None
     holdout: float = 0.0
+    count: bool = True
     files: tuple[Path, ...] = ()
     holdout_seed: int | None = None
     pooled: bool = False

@@ -53,6 +53,7 @@ def lay_out(
         data=data.resolve(),
         parts=(folder / "parts.npz").resolve(),
         holdout=job.simulation.holdout,
+        count=not job.privacy.private,
     )
 
 
