@@ -136,15 +136,14 @@ class Hospitals:
             )
 
 
-def hanse(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def hanse(*arguments: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(
         hanse_command(*arguments),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds,
         check=False,
-        cwd=cwd,
         env=environment(),
     )
 
