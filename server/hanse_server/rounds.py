@@ -185,11 +185,12 @@ class RoundLoop:
         with self._metrics.phases.during("checkpointing"):
             progress = self._keep_models(record, released, progress)
             state = self._strategy.state() if isinstance(self._strategy, Resumable) else {}
+            # History first: a round that is in it and in no checkpoint is run again and struck.
+            self._workspace.append(record)
             checkpoint.save(
                 self._workspace.checkpoints,
                 Checkpoint(progress=progress, arrays=arrays, strategy=state),
             )
-            self._workspace.append(record)
             self._grid.settle()
         return progress
 
@@ -217,11 +218,11 @@ class RoundLoop:
 
     def _resume(self) -> tuple[ArrayRecord, Progress]:
         last = checkpoint.load_last(self._workspace.checkpoints)
+        self._workspace.truncate(0 if last is None else last.progress.round)
         if last is None:
             return to_record(initial_weights(self._task, self._job)), Progress()
         if isinstance(self._strategy, Resumable):
             self._strategy.restore(last.strategy)
-        self._workspace.truncate(last.progress.round)
         log.info("going on after round %d of %d", last.progress.round, self._job.rounds)
         # A run that was stopped for want of sites gets its patience back.
         return last.arrays, replace(last.progress, missed=0)

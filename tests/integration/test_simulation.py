@@ -132,6 +132,39 @@ def test_an_unknown_engine_or_missing_data_is_told(tmp_path: Path) -> None:
         run(job(), tmp_path / "b", data=None)
 
 
+def test_a_crash_before_the_checkpoint_leaves_no_round_twice_in_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hanse.metrics import new_registry
+    from hanse.simulation import SimulatedSites
+    from hanse_server import checkpoint
+    from hanse_server.metrics import ServerMetrics
+    from hanse_server.simulation import simulate
+    from hanse_server.simulation.sites import sites_of_folder
+    from hanse_server.workspace import Workspace
+
+    sites: SimulatedSites = sites_of_folder(example("heart")).model_copy(update={"waived": True})
+
+    def start() -> None:
+        simulate(job(), sites, Workspace(tmp_path, job()), ServerMetrics(new_registry()))
+
+    for doomed in (1, 2):
+        with monkeypatch.context() as patched:
+            save = checkpoint.save
+
+            def crash(folder: Path, made: checkpoint.Checkpoint, at: int = doomed) -> None:
+                if made.progress.round == at:
+                    raise KeyboardInterrupt
+                save(folder, made)
+
+            patched.setattr(checkpoint, "save", crash)
+            with pytest.raises(KeyboardInterrupt):
+                start()
+        assert [line["round"] for line in read_history(tmp_path)] == list(range(1, doomed + 1))
+    start()
+    assert [line["round"] for line in read_history(tmp_path)] == [1, 2, 3]
+
+
 def test_a_worker_that_dies_costs_its_message_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
