@@ -148,9 +148,9 @@ def test_a_crash_before_the_checkpoint_leaves_no_round_twice_in_the_history(
     def start() -> None:
         simulate(job(), sites, Workspace(tmp_path, job()), ServerMetrics(new_registry()))
 
+    save = checkpoint.save
     for doomed in (1, 2):
         with monkeypatch.context() as patched:
-            save = checkpoint.save
 
             def crash(folder: Path, made: checkpoint.Checkpoint, at: int = doomed) -> None:
                 if made.progress.round == at:
