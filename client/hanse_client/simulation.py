@@ -25,7 +25,7 @@ from hanse_client.runtime import ReadRecords, SiteRuntime
 from hanse_client.site import AllowedTask, Budget, Policy, Site, Tls, load_site
 
 UNBOUNDED = 1e9
-"""Budget of a simulated site that has no file to set one: it shows what a job would spend."""
+"""Epsilon that no job comes near."""
 
 
 def make_app(described: str) -> ClientApp:
@@ -122,7 +122,7 @@ def _permissive(name: str, sites: SimulatedSites) -> Site:
         coordinator="simulated:0",
         tls=Tls(ca=nowhere, certificate=nowhere, key=nowhere),
         data=Data(train=nowhere),
-        budget=Budget(epsilon=UNBOUNDED),
+        budget=Budget(epsilon=sites.budget or UNBOUNDED),
         policy=Policy(
             tasks=(AllowedTask(name="*"),),
             max_steps=10**9,

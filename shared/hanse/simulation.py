@@ -25,6 +25,8 @@ class SimulatedSites(Settings):
         holdout: fraction of each part that is kept back.
         count: whether the sites weigh by their number of records; without it all weigh the
             same, as real sites do where that number is private.
+        budget: epsilon of a site that has no file to set one; None for no bound, so that a
+            simulation shows what a job would spend.
         files: a ``site.toml`` for each name; their policies and budgets hold, their ledgers
             are left alone.
         holdout_seed: in place of that of the files.
@@ -38,6 +40,7 @@ class SimulatedSites(Settings):
     parts: Path | None = None
     holdout: float = 0.0
     count: bool = True
+    budget: float | None = None
     files: tuple[Path, ...] = ()
     holdout_seed: int | None = None
     pooled: bool = False

@@ -108,13 +108,20 @@ def _epsilon(run: RunFacts) -> Panel | None:
     )
 
 
+FAR = 10
+"""A budget of which this many times the spent epsilon is left is far off: its line would press
+the curves flat."""
+
+
 def _budgets(run: RunFacts) -> list[Series]:
     """A bound across the panel for each budget that sites' figures tell of, unless too many."""
     stated = (site.privacy for site in run.sites)
     budgets = {
         round(each.epsilon + each.epsilon_left, 6)
         for each in stated
-        if each.epsilon is not None and each.epsilon_left is not None
+        if each.epsilon is not None
+        and each.epsilon_left is not None
+        and each.epsilon_left < FAR * each.epsilon
     }
     if len(budgets) > MAX_BUDGETS:
         return []

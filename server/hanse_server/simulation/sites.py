@@ -54,6 +54,7 @@ def lay_out(
         parts=(folder / "parts.npz").resolve(),
         holdout=job.simulation.holdout,
         count=not job.privacy.private,
+        budget=job.privacy.target_epsilon,
     )
 
 
