@@ -166,10 +166,10 @@ class LinkServer:
     # --- the event loop -------------------------------------------------------------------------
 
     def _run(self) -> None:
-        # The outermost loop of this thread: what goes wrong in it has nowhere else to go.
         try:
             asyncio.run(self._main())
         except Exception as error:
+            # The outermost loop of this thread: what goes wrong in it has nowhere else to go.
             if self._started.done():
                 log.exception("the link has failed")
             else:
