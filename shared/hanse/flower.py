@@ -8,9 +8,11 @@ Flower.
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,6 +59,15 @@ APP_CRASHED = 8
 """Code of a reply whose app's process died; Flower's number."""
 
 log = logging.getLogger("hanse")
+
+# What numpy writes before an array's bytes. Not numpy.load, which would open archives too,
+# evaluate the text, and take memory for whatever shape it declares.
+_NPY = re.compile(
+    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)"
+    rb"\{'descr': '(?P<dtype>[<>|=]?[A-Za-z][0-9]{1,4})', "
+    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]{0,600})\), \} *\n",
+    re.DOTALL,
+)
 
 _BFLOAT16 = "hanse.bfloat16"  # numpy has no bfloat16: its raw little-endian bytes
 
@@ -179,18 +190,37 @@ def to_tensor(array: Array) -> torch.Tensor:
         ValueError: if the bytes do not make an array of the declared dtype and shape.
     """
     if array.stype == _BFLOAT16:
+        _check_size(array, len(array.data), torch.bfloat16.itemsize)
         flat = (
             torch.frombuffer(bytearray(array.data), dtype=torch.bfloat16)
             if array.data
             else (torch.empty(0, dtype=torch.bfloat16))
         )
         return flat.reshape(array.shape)
-    loaded = np.load(BytesIO(array.data), allow_pickle=False)
-    if tuple(loaded.shape) != tuple(array.shape) or str(loaded.dtype) != array.dtype:
-        raise ValueError(
-            f"declared {array.dtype}{tuple(array.shape)}, holds {loaded.dtype}{loaded.shape}"
-        )
-    return torch.from_numpy(loaded)
+    written = _NPY.match(array.data)
+    if written is None:
+        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds no array of numpy's")
+    text = {name: part.decode() for name, part in written.groupdict().items()}
+    shape = tuple(int(size) for size in text["shape"].split(",") if size.strip())
+    try:
+        dtype = np.dtype(text["dtype"])
+        if shape != tuple(array.shape) or str(dtype) != array.dtype:
+            raise ValueError(
+                f"declared {array.dtype}{tuple(array.shape)}, holds {text['dtype']}{shape}"
+            )
+        _check_size(array, len(array.data) - written.end(), dtype.itemsize)
+        flat_array = np.frombuffer(array.data, dtype, offset=written.end())
+        order: Literal["F", "C"] = "F" if text["fortran"] == "True" else "C"
+        return torch.from_numpy(flat_array.reshape(shape, order=order).copy())
+    except TypeError as foreign:
+        raise ValueError(f"torch has no tensors of {text['dtype']}") from foreign
+
+
+def _check_size(array: Array, size: int, itemsize: int) -> None:
+    """Hold a declared shape against the bytes that are there, before memory is taken for it."""
+    too_long = any(length >= 2**62 for length in array.shape)  # beside a 0, for no bytes at all
+    if too_long or size != math.prod(array.shape) * itemsize:
+        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds {size} bytes")
 
 
 def to_metrics(values: Mapping[str, float]) -> MetricRecord:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from hanse.errors import PolicyError, UpdateError
 from hanse.flower import (
     ARRAYS,
@@ -83,8 +86,55 @@ def test_a_fitting_reply_passes_and_is_accounted_for(metrics: ServerMetrics) -> 
     )
 
 
-NOT_NUMPY = to_record(MODEL)
-NOT_NUMPY["w"].data = b"not an array"
+def npy(array: npt.NDArray[Any]) -> bytes:
+    written = io.BytesIO()
+    np.save(written, array)
+    return written.getvalue()
+
+
+def archive() -> bytes:
+    written = io.BytesIO()
+    np.savez(written, w=np.zeros((2, 3), np.float32))
+    return written.getvalue()
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00\x76\x00" + text.encode().ljust(0x75) + b"\n"
+
+
+HUGE = (10**14,)
+FOREIGN: dict[str, Array] = {
+    "bytes that are no array": Array("float32", (2, 3), "numpy.ndarray", b"not an array"),
+    "no bytes": Array("float32", (2, 3), "numpy.ndarray", b""),
+    "an archive of arrays": Array("float32", (2, 3), "numpy.ndarray", archive()),
+    "text": Array("<U3", (2,), "numpy.ndarray", npy(np.array(["a", "bcd"]))),
+    "dates": Array("datetime64[s]", (2,), "numpy.ndarray", npy(np.zeros(2, "M8[s]"))),
+    "no type of numpy's": Array(
+        "q", (), "numpy.ndarray", header("{'descr': '<q9', 'fortran_order': False, 'shape': (), }")
+    ),
+    "half a header": Array("float32", (2, 3), "numpy.ndarray", header("{((((((")),
+    "a shape beyond all memory": Array(
+        "float32",
+        HUGE,
+        "numpy.ndarray",
+        header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {HUGE}, }}"),
+    ),
+    "a bfloat16 of another size": Array("bfloat16", (2**64 - 1,), "hanse.bfloat16", b"00"),
+    "a bfloat16 beyond all numbers": Array("bfloat16", (2**64 - 1, 0), "hanse.bfloat16", b""),
+    "a float32 beyond all numbers": Array(
+        "float32",
+        (2**64 - 1, 0),
+        "numpy.ndarray",
+        header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**64 - 1}, 0), }}"),
+    ),
+}
+
+
+def with_array(array: Array) -> RecordDict:
+    content = result()
+    content.array_records[ARRAYS]["w"] = array
+    return content
+
 
 UNFIT: dict[str, Callable[[], RecordDict]] = {
     "a missing array": lambda: result({"w": MODEL["w"]}),
@@ -98,9 +148,7 @@ UNFIT: dict[str, Callable[[], RecordDict]] = {
     "a negative weight": lambda: result(weight=-1.0),
     "no weight": lambda: RecordDict({ARRAYS: to_record(MODEL), METRICS: MetricRecord()}),
     "no arrays": lambda: RecordDict({METRICS: MetricRecord({WEIGHT: 1.0})}),
-    "bytes that are no array": lambda: RecordDict(
-        {ARRAYS: NOT_NUMPY, METRICS: MetricRecord({WEIGHT: 1.0})}
-    ),
+    **{name: lambda array=array: with_array(array) for name, array in FOREIGN.items()},  # type: ignore[misc]
 }
 
 
