@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,11 @@ SOURCE = "hanse/wire/hanse.proto"
 
 
 @pytest.mark.parametrize("name", ["hanse_pb2.py", "hanse_pb2.pyi"])
-def test_generated_code_is_current(tmp_path: Path, name: str) -> None:
+def test_generated_code_is_current(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The plug-in that writes the stubs lies beside the interpreter, which need not be on the path.
+    monkeypatch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)
     folder = Path(wire.__file__).parent
     root = folder.parent.parent
     arguments = [f"-I{root}", f"--python_out={tmp_path}", f"--mypy_out=quiet:{tmp_path}", SOURCE]
