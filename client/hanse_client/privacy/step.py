@@ -10,7 +10,7 @@ import torch
 from hanse.task import Examples
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
-from torch import nn
+from torch import Tensor, nn
 
 from hanse_client.plan import PrivateSteps
 from hanse_client.privacy.noise import noise_generator
@@ -29,7 +29,8 @@ class PrivateStep:
     Guarantee: whatever the batch, the gradient that the optimiser gets is the sum of the
     records' gradients, each clipped to ``clipping_norm`` in L2, plus Gaussian noise of standard
     deviation ``noise_multiplier * clipping_norm`` in each coordinate, over ``batch_size``.
-    Adding or removing one record moves the sum by at most ``clipping_norm``. With batches from
+    Adding or removing one record moves the sum by at most ``clipping_norm``; one whose gradient
+    is not finite adds nothing to it. With batches from
     :func:`hanse_client.privacy.sampling.poisson_batches`, empty ones included, that is the
     mechanism which :class:`hanse.privacy.accounting.Charge` describes. It assumes a model and a
     loss that pass :mod:`hanse_client.privacy.checks`.
@@ -92,13 +93,31 @@ class PrivateStep:
                 parameter.grad_sample = gradients  # type: ignore[attr-defined]
 
     def _count_clipped(self) -> int:
-        norms = [
-            gradients.reshape(len(gradients), parameter.numel()).norm(dim=1)
-            for gradients, parameter in zip(
-                self._optimizer.grad_samples, self._parameters, strict=True
-            )
-        ]
-        return int((torch.stack(norms).norm(dim=0) > self._clipping_norm).sum())
+        """How many gradients Opacus will clip; those that it cannot are made zero."""
+        norms = torch.stack(
+            [
+                gradients.reshape(len(gradients), parameter.numel()).norm(dim=1)
+                for gradients, parameter in zip(
+                    self._optimizer.grad_samples, self._parameters, strict=True
+                )
+            ]
+        ).norm(dim=0)
+        self._leave_out(~norms.isfinite())
+        return int((~(norms <= self._clipping_norm)).sum())
+
+    def _leave_out(self, boundless: Tensor) -> None:
+        """Zeros for the records marked in ``boundless``, shape (B,).
+
+        No factor brings an infinite gradient down to the clipping norm: one such record would
+        make the whole update NaN, and weights can be chosen so that a certain record is one.
+        """
+        if not bool(boundless.any()):
+            return
+        for parameter, gradients in zip(
+            self._parameters, self._optimizer.grad_samples, strict=True
+        ):
+            marked = boundless.reshape(-1, *[1] * parameter.dim())
+            parameter.grad_sample = gradients.masked_fill(marked, 0.0)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Free the gradients."""

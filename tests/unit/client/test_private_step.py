@@ -161,6 +161,19 @@ def test_leaving_out_one_record_moves_the_sum_by_the_clipping_norm_at_most(
         assert float((whole - without).norm()) <= norm * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3e38])
+def test_a_record_without_a_finite_gradient_tells_nothing(value: float) -> None:
+    model, batch = make("perceptron"), records(9)
+    inputs = batch.inputs[0].clone()
+    inputs[4] = value
+    rest = batch.take(torch.tensor([i for i in range(9) if i != 4]))
+    poisoned = Examples((inputs,), batch.targets)
+    with_it, clipped = movement(model, squared, [poisoned], clipping_norm=0.3)
+    without, clipped_without = movement(model, squared, [rest], clipping_norm=0.3)
+    assert torch.allclose(with_it, without, atol=1e-7)
+    assert clipped == clipped_without + 1
+
+
 def test_a_large_model_holds_the_gradients_of_few_records(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
