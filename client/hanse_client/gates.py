@@ -24,14 +24,16 @@ log = logging.getLogger("hanse.client")
 Resolve = Callable[[Context], SiteRuntime]
 """Which site a context speaks for: a real client has one, a simulation many."""
 
+_KINDS = (MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY)
+
 
 def gates(resolve: Resolve) -> list[Mod]:
     """The mods of a site's ClientApp, outermost first."""
 
     def account(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         runtime = resolve(context)
-        kind = message.metadata.message_type
         try:
+            kind = _kind(message)
             reply = call_next(message, context)
         except HanseError as refusal:
             _tell_refusal(runtime, message, refusal)
@@ -69,6 +71,18 @@ def gates(resolve: Resolve) -> list[Mod]:
         return reply
 
     return [account, policy, ledger, egress]
+
+
+def _kind(message: Message) -> str:
+    """What a message asks for, by the name that the gates go by.
+
+    Raises:
+        PolicyError: if it has another name. Flower takes ``train.default`` for ``train``.
+    """
+    kind = message.metadata.message_type
+    if kind not in _KINDS:
+        raise PolicyError(f"message_type = {kind!r} is not one of {', '.join(_KINDS)}")
+    return kind
 
 
 def reserve(runtime: SiteRuntime) -> bool:
@@ -139,7 +153,7 @@ def _tell_release(runtime: SiteRuntime, message: Message, content: RecordDict) -
 
 
 def _tell_refusal(runtime: SiteRuntime, message: Message, refusal: HanseError) -> None:
-    kind = message.metadata.message_type
+    kind = message.metadata.message_type.partition(".")[0]  # any more would be the server's text
     runtime.metrics.instructions.labels(kind, refusal.label).inc()
     if isinstance(refusal, PolicyError | BudgetError | LedgerError):
         runtime.metrics.refusals.labels(refusal.label).inc()
@@ -147,7 +161,7 @@ def _tell_refusal(runtime: SiteRuntime, message: Message, refusal: HanseError) -
     runtime.audit.write(
         "refused",
         id=message.metadata.message_id,
-        type=kind,
+        type=message.metadata.message_type,
         run=message.metadata.run_id,
         label=refusal.label,
         reason=refusal.message,

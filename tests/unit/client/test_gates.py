@@ -292,3 +292,15 @@ def test_an_error_of_the_data_says_nothing_of_the_data(
 
     monkeypatch.setattr(here.runtime, "_read", read)
     assert here.send(job()).error.reason == "data"
+
+
+@pytest.mark.parametrize("kind", ["train.default", "evaluate.default", "query.default"])
+def test_no_other_name_of_an_instruction_passes_the_gates(
+    harbour: Callable[..., Harbour], kind: str
+) -> None:
+    here = harbour(release=("*",))
+    reply = here.send(job(), kind=kind)
+    assert reply.has_error()
+    assert reply.error.code == PolicyError.exit_code
+    assert here.ledger.entries() == []
+    assert [line["event"] for line in read_audit(here.audit)] == ["refused"]
