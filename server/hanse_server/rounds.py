@@ -23,10 +23,10 @@ from hanse_server.checkpoint import Checkpoint, Progress
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.replies import ReplyDesk, specs_of
-from hanse_server.statement import model_statement
+from hanse_server.statement import model_statement, released_by
 from hanse_server.status import Status, StatusFile
 from hanse_server.strategies import Resumable, make_strategy, released_model
-from hanse_server.workspace import RoundRecord, Workspace, read_history
+from hanse_server.workspace import RoundRecord, SiteRound, Workspace, read_history
 
 log = logging.getLogger("hanse.server")
 
@@ -68,6 +68,7 @@ class RoundLoop:
         self._strategy = make_strategy(job)
         self._judge = _CentralJudge(self._task, job)
         self._status = StatusFile(workspace.folder)
+        self._released: dict[str, dict[str, float]] = {}  # what each site last said, by name
         metrics.rounds_planned.set(job.rounds)
 
     def run(self) -> None:
@@ -198,7 +199,8 @@ class RoundLoop:
         self, record: RoundRecord, released: ArrayRecord, progress: Progress
     ) -> Progress:
         folder = self._workspace.models
-        statement = model_statement(self._job, record)
+        self._released |= released_by(record.sites)
+        statement = model_statement(self._job, record, self._released)
         if record.round == self._job.rounds or record.outcome == "completed":
             checkpoint.save_model(folder / "last.safetensors", released, statement)
         value = self._selected(record)
@@ -218,7 +220,9 @@ class RoundLoop:
 
     def _resume(self) -> tuple[ArrayRecord, Progress]:
         last = checkpoint.load_last(self._workspace.checkpoints)
-        self._workspace.truncate(0 if last is None else last.progress.round)
+        for line in self._workspace.truncate(0 if last is None else last.progress.round):
+            sites = {name: SiteRound(**site) for name, site in line["sites"].items()}
+            self._released |= released_by(sites)
         if last is None:
             return to_record(initial_weights(self._task, self._job)), Progress()
         if isinstance(self._strategy, Resumable):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import hanse
 from hanse.job import Job
 
-from hanse_server.workspace import RoundRecord
+from hanse_server.workspace import RoundRecord, SiteRound
 
 NO_PRIVACY = "no privacy: this model was trained without differential privacy"
 PRIVACY = (
@@ -19,10 +20,14 @@ PRIVACY = (
 RELEASED = ("epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate")
 
 
-def model_statement(job: Job, record: RoundRecord) -> dict[str, Any]:
+def model_statement(
+    job: Job, record: RoundRecord, released: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
     """What is to be said of the model after ``record``'s round, as JSON.
 
-    A site's numbers are those that its policy releases; what it keeps to itself is left out.
+    Args:
+        released: of each site that sent an update in this round or an earlier one, what it last
+            said of its privacy (:func:`released_by`). What it keeps to itself is left out.
     """
     private = job.privacy.private
     return {
@@ -36,11 +41,16 @@ def model_statement(job: Job, record: RoundRecord) -> dict[str, Any]:
             "unit": "one record at one site, add-or-remove adjacency",
             "clipping_norm": job.privacy.clipping_norm if private else None,
             "statement": PRIVACY if private else NO_PRIVACY,
-            "sites": {name: _released(site.metrics) for name, site in record.sites.items()},
+            "sites": released,
         },
         "metrics": {"federated": record.federated, "central": record.central},
     }
 
 
-def _released(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: metrics[name] for name in RELEASED if name in metrics}
+def released_by(sites: Mapping[str, SiteRound]) -> dict[str, dict[str, float]]:
+    """What the sites that sent an update in a round said of their privacy, by name."""
+    return {
+        name: {kind: site.metrics[kind] for kind in RELEASED if kind in site.metrics}
+        for name, site in sites.items()
+        if site.outcome == "result"
+    }

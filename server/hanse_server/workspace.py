@@ -145,11 +145,16 @@ class Workspace:
             file.flush()
             os.fsync(file.fileno())
 
-    def truncate(self, last_round: int) -> None:
-        """Forget rounds after ``last_round``: their checkpoint was never finished."""
+    def truncate(self, last_round: int) -> list[dict[str, Any]]:
+        """Forget rounds after ``last_round``, whose checkpoint was never finished.
+
+        Returns:
+            The history that is left.
+        """
         kept = [line for line in read_history(self.folder) if line["round"] <= last_round]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_file(self.folder / "history.jsonl", text.encode())
+        return kept
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def make_strategy(job: Job) -> Strategy:
             return StreamingFedAvg(
                 fraction=choice.fraction, quorum=choice.quorum, seed=job.seed, **options
             )
-        return OnWeights(_flower_strategy(job), seed=job.seed)
+        return OnWeights(_flower_strategy(job), seed=job.seed, quorum=choice.quorum)
     except TypeError as mismatch:
         raise StrategyError(f"strategy.options: {mismatch}") from mismatch
 
@@ -67,12 +67,13 @@ def make_strategy(job: Job) -> Strategy:
 def _flower_strategy(job: Job) -> Strategy:
     choice = job.strategy
     kind = _strategy_type(choice.name)
-    quorum = choice.quorum
+    # The round loop has waited for as many sites as a round needs, and shown it. Flower would
+    # wait again, in silence: for one that left after training, until it comes back.
     strategy: Strategy = kind(
         fraction_train=choice.fraction,
-        min_train_nodes=quorum,
-        min_evaluate_nodes=quorum,
-        min_available_nodes=choice.needs_connected,
+        min_train_nodes=choice.quorum,
+        min_evaluate_nodes=1,
+        min_available_nodes=1,
         **choice.options,
     )
     return strategy

@@ -38,11 +38,14 @@ class OnWeights(Strategy):
     Args:
         inner: the strategy of Flower.
         seed: of the choice of sites, with the round.
+        quorum: results below which the inner strategy is not told of a round at all, so that
+            its state holds nothing of updates that the model never took.
     """
 
-    def __init__(self, inner: Strategy, *, seed: int) -> None:
+    def __init__(self, inner: Strategy, *, seed: int, quorum: int = 1) -> None:
         self._inner = inner
         self._seed = seed
+        self._quorum = quorum
         self._model: dict[str, Tensor] = {}
 
     def configure_train(
@@ -59,6 +62,8 @@ class OnWeights(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The inner strategy's aggregate, cast back to the model's own dtypes."""
         weights = [self._as_weights(reply) for reply in _in_order(replies)]
+        if sum(reply.has_content() for reply in weights) < self._quorum:
+            return None, None
         with _as_strategy_error(self._inner):
             arrays, metrics = self._inner.aggregate_train(server_round, _same_metrics(weights))
         if arrays is None:
@@ -71,7 +76,9 @@ class OnWeights(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The inner strategy's messages."""
+        """The inner strategy's messages; none where no site is there to be asked."""
+        if not list(grid.get_node_ids()):
+            return []
         with _seeded(f"{self._seed}:{server_round}:evaluate"):
             return list(self._inner.configure_evaluate(server_round, arrays, config, grid))
 

@@ -95,15 +95,20 @@ class StreamingFedAvg(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold each update as it arrives, then take the server's step."""
-        updates, metrics = WeightedSum(), RunningMetrics()
+        """Fold each update as it arrives, then take the server's step.
+
+        With fewer results than the quorum there is no step: the model's next rounds must not
+        carry the momentum of updates that it never took.
+        """
+        updates, metrics, results = WeightedSum(), RunningMetrics(), 0
         for reply in replies:
             if reply.has_error():
                 continue
             weight = metrics.fold(reply.content)
             updates.fold(to_tensors(only_arrays(reply.content)), weight)
-        if updates.weight == 0.0:
-            return None, None
+            results += 1
+        if results < self._quorum:
+            return None, metrics.mean()
         self._step(updates.mean())
         self._fold_iterate(server_round)
         return to_record(self._model), metrics.mean()

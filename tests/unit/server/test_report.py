@@ -263,7 +263,7 @@ def test_settings_read_back_as_the_same_job(run: Run) -> None:
 def test_names_the_kept_models_and_versions(run: Run) -> None:
     records = three_rounds()
     run.write(job(), records)
-    statement = model_statement(job(), records[1])
+    statement = model_statement(job(), records[1], {})
     (run.folder / "models" / "best.json").write_text(json.dumps(statement))
     page = run.report()
     assert "Best model models/best.safetensors, after round 2" in page.text

@@ -79,6 +79,18 @@ def test_errors_are_left_out_and_none_at_all_leaves_the_model() -> None:
     assert strategy.aggregate_train(1, [failed]) == (None, None)
 
 
+def test_a_missed_quorum_leaves_no_trace() -> None:
+    model = {"w": torch.zeros(2)}
+    strategy = StreamingFedAvg(quorum=2, momentum=0.9, average_from=1)
+    begin(strategy, model)
+    before = strategy.state()
+    arrays, metrics = strategy.aggregate_train(1, [reply({"w": torch.ones(2)}, 1.0, loss=0.5)])
+    assert arrays is None
+    assert metrics == MetricRecord({"loss": 0.5})
+    assert strategy.state() == before
+    assert torch.equal(to_tensors(strategy.released(to_record(model)))["w"], model["w"])
+
+
 def test_the_order_of_arrival_does_not_show() -> None:
     generator = torch.Generator().manual_seed(0)
     updates = [torch.randn(1000, generator=generator) for _ in range(5)]
