@@ -32,6 +32,7 @@ class AuditTrail:
         self._lock = threading.Lock()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _strike_torn_line(path)
             self._last = _last_digest(path)
 
     def write(self, event: str, **details: Any) -> None:
@@ -46,11 +47,7 @@ class AuditTrail:
             line = {"time": time.time(), "event": event, **details, "previous": self._last}
             text = json.dumps(line, sort_keys=True)
             try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    file.write(text + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                _append(self._path, text.encode() + b"\n")
             except OSError as error:
                 raise LedgerError(
                     f"the audit trail {self._path} cannot be written: {error.strerror}",
@@ -76,6 +73,29 @@ def first_break(path: Path) -> int | None:
             return number
         previous = _digest(text)
     return None
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line whole, or not at all."""
+    with path.open("ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end = file.tell()
+        try:
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def _strike_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash left half-written: what it was to tell did not happen."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
 
 
 def _last_digest(path: Path) -> str:
