@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
@@ -82,10 +82,16 @@ class Desk:
         if not self.busy:
             self.metrics.waiting_since.labels("instruction").set_to_current_time()
 
-    def settled(self, instructions: Iterable[str]) -> None:
-        """The server needs these replies no longer."""
+    def settled(self, instructions: Collection[str]) -> None:
+        """The server needs these replies no longer; what was not begun would be in vain."""
+        for each in instructions:
+            self.partial.pop(each, None)
+        withdrawn = self.worker.withdraw(self.busy.intersection(instructions))
+        self.busy.difference_update(withdrawn)
         self.held.difference_update(instructions)
         self.metrics.outbox.set(len(self.held))
+        if withdrawn:
+            log.info("%d instructions were withdrawn before they were begun", len(withdrawn))
 
 
 class Stream:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from queue import SimpleQueue
 
 from flwr.app import Error as FlowerError
 from flwr.app import Message
@@ -43,7 +42,8 @@ class Worker:
         self._execute = execute
         self._outbox = outbox
         self._done = done
-        self._queue: SimpleQueue[tuple[Message, Execute] | None] = SimpleQueue()
+        self._waiting: dict[str, tuple[Message, Execute]] = {}  # by id, in their order
+        self._changed = threading.Condition()
         self._stopped = False
         # A daemon, so that a training that is under way cannot keep the process alive for hours.
         self._thread = threading.Thread(target=self._run, name="hanse-worker", daemon=True)
@@ -51,23 +51,40 @@ class Worker:
 
     def submit(self, instruction: Message) -> None:
         """Carry out an instruction when its turn has come."""
-        self._queue.put((instruction, self._execute))
+        self._put(instruction, self._execute)
 
     def refuse(self, instruction: Message, error: HanseError) -> None:
         """Answer an instruction with an error when its turn has come."""
-        self._queue.put((instruction, lambda asked: error_reply(error, asked)))
+        self._put(instruction, lambda asked: error_reply(error, asked))
+
+    def withdraw(self, instructions: Iterable[str]) -> list[str]:
+        """Drop what was not begun; which of ``instructions`` that was."""
+        with self._changed:
+            return [each for each in instructions if self._waiting.pop(each, None) is not None]
 
     def stop(self, seconds: float) -> None:
         """Begin nothing more; wait a while for what is under way."""
-        self._stopped = True
-        self._queue.put(None)
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
         self._thread.join(seconds)
         if self._thread.is_alive():
             log.warning("an instruction that is under way was given up after %.0f s", seconds)
 
+    def _put(self, instruction: Message, execute: Execute) -> None:
+        with self._changed:
+            self._waiting[instruction.metadata.message_id] = instruction, execute
+            self._changed.notify()
+
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None and not self._stopped:
+        while (item := self._next()) is not None:
             self._answer(*item)
+
+    def _next(self) -> tuple[Message, Execute] | None:
+        """The instruction whose turn it is, once there is one; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._stopped)
+            return None if self._stopped else self._waiting.pop(next(iter(self._waiting)))
 
     def _answer(self, instruction: Message, execute: Execute) -> None:
         header, encoded = _reply(instruction, execute)

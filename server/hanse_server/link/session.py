@@ -62,6 +62,7 @@ class Session:
         """Tell the site which replies it need no longer keep."""
         done = list(instructions)
         self.held.difference_update(done)
+        self.busy.difference_update(done)  # it drops what it has not begun
         self.duplex.outgoing.put(pb.ServerFrame(settle=pb.Settle(message_ids=done)))
 
     def finished(self, instruction: str) -> None:

@@ -773,7 +773,9 @@ Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
 @_typing.final
 class Settle(_message.Message):
-    """The server has what it needs of these: the outbox may forget them."""
+    """The server needs nothing of these any more: the outbox may forget their replies, and what was
+    not begun is not begun.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

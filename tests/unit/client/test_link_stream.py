@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,11 @@ class IdleWorker(Worker):
 
     def refuse(self, instruction: Message, error: HanseError) -> None:
         self.refused.append((instruction.metadata.message_id, error))
+
+    def withdraw(self, instructions: Iterable[str]) -> list[str]:
+        withdrawn = [each for each in instructions if each in self.submitted]
+        self.submitted = [each for each in self.submitted if each not in withdrawn]
+        return withdrawn
 
 
 @pytest.fixture
@@ -118,6 +123,13 @@ def test_what_was_settled_may_be_asked_anew(desk: Desk, worker: IdleWorker) -> N
     assert desk.outbox.instructions() == []
     serve(desk, header("one"), *body("one"))
     assert worker.submitted == ["one"]
+
+
+def test_what_is_settled_before_it_is_begun_is_dropped(desk: Desk, worker: IdleWorker) -> None:
+    serve(desk, header("whole"), *body("whole"), header("part"))
+    assert (desk.busy, set(desk.partial)) == ({"whole"}, {"part"})
+    serve(desk, pb.ServerFrame(settle=pb.Settle(message_ids=["whole", "part"])), *body("part"))
+    assert (desk.busy, set(desk.partial), worker.submitted) == (set(), set(), [])
 
 
 def test_a_reply_is_handed_over_from_the_byte_asked_for(desk: Desk) -> None:
