@@ -9,19 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from hanse.errors import JobError, QuorumError
-from hanse.evaluation import evaluate
-from hanse.flower import JOB, ROUND, to_record, to_tensors
+from hanse.errors import QuorumError
+from hanse.flower import JOB, ROUND, to_record
 from hanse.job import Job
-from hanse.task import AnyTask, load_task
-from torch import Tensor
+from hanse.task import load_task
 
 from hanse_server import checkpoint
 from hanse_server.checkpoint import Checkpoint, Progress
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
+from hanse_server.model import CentralJudge, initial_weights
 from hanse_server.replies import ReplyDesk, specs_of
 from hanse_server.statement import model_statement, released_by
 from hanse_server.status import Status, StatusFile
@@ -66,7 +64,7 @@ class RoundLoop:
         self._metrics = metrics
         self._task = load_task(job.task.name, job.task.options)
         self._strategy = make_strategy(job)
-        self._judge = _CentralJudge(self._task, job)
+        self._judge = CentralJudge(self._task, job)
         self._status = StatusFile(workspace.folder)
         self._released: dict[str, dict[str, float]] = {}  # what each site last said, by name
         metrics.rounds_planned.set(job.rounds)
@@ -278,41 +276,6 @@ class RoundLoop:
             f"{progress.missed} rounds in a row had fewer than {self._job.strategy.quorum} "
             f"results (the last: {told or 'no site was asked'})"
         )
-
-
-def initial_weights(task: AnyTask, job: Job) -> dict[str, Tensor]:
-    """The weights that a run starts from: of the job's file, or fresh from its seed.
-
-    Raises:
-        WorkspaceError: if the file cannot be read.
-        JobError: if it does not fit the task's model.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        model = task.model()
-    if job.initial_weights is not None:
-        try:
-            model.load_state_dict(checkpoint.load_model(job.initial_weights))
-        except RuntimeError as mismatch:
-            raise JobError(f"initial_weights do not fit the task's model: {mismatch}") from mismatch
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-class _CentralJudge:
-    """Evaluates on the server's own records, where the job names some."""
-
-    def __init__(self, task: AnyTask, job: Job) -> None:
-        self._task = task
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        path = job.evaluation.central
-        self._examples = None if path is None else task.read(path)
-        self._model = task.model().to(self._device)
-
-    def __call__(self, arrays: ArrayRecord) -> dict[str, float]:
-        if self._examples is None:
-            return {}
-        self._model.load_state_dict(to_tensors(arrays))
-        return evaluate(self._task, self._model, self._examples, self._device)
 
 
 def _plain(metrics: MetricRecord | None) -> dict[str, float]:
