@@ -61,6 +61,11 @@ class HanseGrid(Grid):
         """Whose replies are awaited, since when and until when."""
 
     @abstractmethod
+    def owing(self) -> frozenset[str]:
+        """The sites that an earlier process of this run asked, without settling: they may hold
+        a reply, paid for with privacy, that only the same round can take."""
+
+    @abstractmethod
     def traffic(self) -> tuple[int, int]:
         """Bytes of payload received and sent so far."""
 

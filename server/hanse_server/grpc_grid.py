@@ -53,11 +53,16 @@ class GrpcGrid(HanseGrid):
     def awaited(self) -> Sequence[Awaited]:
         return list(self._awaited.values())
 
+    def owing(self) -> frozenset[str]:
+        return self._link.owing(self.run_id)
+
     def traffic(self) -> tuple[int, int]:
         return self._link.traffic()
 
     def settle(self) -> None:
         self._link.settle(keep=set(self._awaited))
+        if not (self._auto_settle or self._awaited):
+            self._sent.clear()  # what was sent is never sent again: the next round is another
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages whose replies :meth:`pull_messages` will give, however many there are."""

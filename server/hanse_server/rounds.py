@@ -67,6 +67,7 @@ class RoundLoop:
         self._judge = CentralJudge(self._task, job)
         self._status = StatusFile(workspace.folder)
         self._released: dict[str, dict[str, float]] = {}  # what each site last said, by name
+        self._owing: frozenset[str] = frozenset()  # asked by an earlier server of this run
         metrics.rounds_planned.set(job.rounds)
 
     def run(self) -> None:
@@ -127,16 +128,30 @@ class RoundLoop:
     # --- the steps of a round ---------------------------------------------------------------
 
     def _await_sites(self, number: int) -> None:
-        needed = self._job.strategy.needs_connected
         with self._metrics.phases.during("waiting"):
             started = told = time.monotonic()
-            while len(connected := list(self._grid.get_node_ids())) < needed:
-                waiting_for = f"{len(connected)} of {needed} sites connected"
+            while waiting_for := self._waits_for(time.monotonic() - started):
                 self._show("waiting", number, waiting_for=waiting_for)
                 if time.monotonic() - told > self._job.limits.connections_wait:
                     told = time.monotonic()
                     log.warning("round %d: %s for %.0f s", number, waiting_for, told - started)
                 time.sleep(POLL_SECONDS)
+        self._owing = frozenset()
+
+    def _waits_for(self, waited: float) -> str:
+        """What must come about before the round can start, in words; empty if nothing must.
+
+        Args:
+            waited: seconds so far.
+        """
+        connected = {self._grid.site_name(node) for node in self._grid.get_node_ids()}
+        needed = self._job.strategy.needs_connected
+        if len(connected) < needed:
+            return f"{len(connected)} of {needed} sites connected"
+        away = self._owing - connected
+        if away and waited < self._job.strategy.deadline:
+            return f"{len(away)} sites away that were asked before the server stopped"
+        return ""
 
     def _train(self, number: int, arrays: ArrayRecord) -> Trained:
         config = self._config(number)
@@ -217,6 +232,7 @@ class RoundLoop:
     # --- before, between and after ----------------------------------------------------------
 
     def _resume(self) -> tuple[ArrayRecord, Progress]:
+        self._owing = self._grid.owing()
         last = checkpoint.load_last(self._workspace.checkpoints)
         for line in self._workspace.truncate(0 if last is None else last.progress.round):
             sites = {name: SiteRound(**site) for name, site in line["sites"].items()}

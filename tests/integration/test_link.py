@@ -275,3 +275,14 @@ def test_a_new_round_has_new_ids_and_the_same_round_the_same(loopback: Loopback)
     assert ids(server.grid(), 1, weights(0.1)) == first
     others = [ids(grid, 1, weights(0.1)), ids(grid, 2, weights(0.1)), ids(grid, 1, weights(0.2))]
     assert len({*first, *(other for (other,) in others)}) == 4
+
+
+def test_a_grid_keeps_nothing_of_rounds_that_are_settled(loopback: Loopback) -> None:
+    server = loopback.server()
+    loopback.client("north", echo)
+    server.await_sites("north")
+    grid = server.grid()
+    for server_round in range(3):
+        assert len(list(ask(grid, weights(0.01), "north", server_round=server_round))) == 1
+        grid.settle()
+    assert not grid._sent

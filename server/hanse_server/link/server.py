@@ -120,6 +120,15 @@ class LinkServer:
         """The names of all sites that are let in, by node id."""
         return {node_id_of(name): name for name in self._register.sites()}
 
+    def owing(self, run_id: int) -> frozenset[str]:
+        """The registered sites that were asked in a run, and neither given up nor settled with."""
+        asked = {
+            entry.site
+            for entry in self._journal.unsettled()
+            if entry.run_id == run_id and entry.state is not State.ABANDONED
+        }
+        return frozenset(asked & set(self._register.sites()))
+
     def traffic(self) -> tuple[int, int]:
         """Bytes of payload received and sent so far."""
         return self._reception.received, self._reception.sent

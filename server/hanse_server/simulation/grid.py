@@ -52,6 +52,10 @@ class LocalGrid(HanseGrid):
         """Whose replies are awaited."""
         return tuple(self._awaited.values())
 
+    def owing(self) -> frozenset[str]:
+        """None: simulated sites end with their process."""
+        return frozenset()
+
     def traffic(self) -> tuple[int, int]:
         """Bytes of arrays received and sent: what would have crossed the wire."""
         return self._received, self._sent
