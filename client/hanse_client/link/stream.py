@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
@@ -184,7 +184,7 @@ class Stream:
             self._sending.add(instruction)
             self.duplex.outgoing.transfer(self._body(instruction, received))
 
-    async def _body(self, instruction: str, start: int) -> AsyncIterator[pb.SiteFrame]:
+    async def _body(self, instruction: str, start: int) -> AsyncGenerator[pb.SiteFrame, None]:
         outbox, offset = self._desk.outbox, start
         while data := await asyncio.to_thread(outbox.piece, instruction, offset):
             self._desk.metrics.sent_bytes.inc(len(data))

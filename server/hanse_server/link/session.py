@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from hanse.errors import HanseError
 from hanse.flower import Envelope
@@ -81,7 +81,7 @@ class Session:
 
     async def _instruction(
         self, encoded: Encoded, envelope: Envelope, start: int, wanted: Callable[[], bool]
-    ) -> AsyncIterator[pb.ServerFrame]:
+    ) -> AsyncGenerator[pb.ServerFrame, None]:
         if not wanted():
             self.busy.discard(envelope.message_id)
             return

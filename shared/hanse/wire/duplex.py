@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -26,16 +27,17 @@ class Outgoing(Generic[F]):
 
     def __init__(self) -> None:
         self._frames: deque[F] = deque()
-        self._transfers: deque[AsyncIterator[F]] = deque()
+        self._transfers: deque[AsyncGenerator[F, None]] = deque()
         self._changed = asyncio.Event()
         self.closed = False
 
     def put(self, frame: F) -> None:
-        """Send a frame as soon as can be."""
-        self._frames.append(frame)
-        self._changed.set()
+        """Send a frame as soon as can be; after the end it is dropped."""
+        if not self.closed:
+            self._frames.append(frame)
+            self._changed.set()
 
-    def transfer(self, frames: AsyncIterator[F]) -> None:
+    def transfer(self, frames: AsyncGenerator[F, None]) -> None:
         """Send these, each made only when it is its turn."""
         self._transfers.append(frames)
         self._changed.set()
@@ -45,7 +47,13 @@ class Outgoing(Generic[F]):
         self.closed = True
         self._changed.set()
 
-    async def __aiter__(self) -> AsyncIterator[F]:
+    async def discard(self) -> None:
+        """Close the transfers that were cut off, here and not whenever they are collected."""
+        self.closed = True
+        while self._transfers:
+            await self._transfers.popleft().aclose()
+
+    async def __aiter__(self) -> AsyncGenerator[F, None]:
         while True:
             if self._frames:
                 yield self._frames.popleft()
@@ -108,10 +116,12 @@ class Duplex(Generic[F]):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.outgoing.discard()
 
     async def _send(self, stream: Any) -> str:
-        async for frame in self.outgoing:
-            await stream.write(frame)
+        async with aclosing(aiter(self.outgoing)) as frames:
+            async for frame in frames:
+                await stream.write(frame)
         return "this side ended the stream"
 
     async def _receive(self, stream: Any, on_frame: Callable[[Any], Awaitable[None]]) -> str:
