@@ -15,7 +15,7 @@ from hanse.task import AnyTask, Examples
 from torch import Tensor
 
 from hanse_client.plan import LocalPlan
-from hanse_client.privacy.checks import check_per_example, check_provable
+from hanse_client.privacy.checks import check_augmentation, check_per_example, check_provable
 from hanse_client.privacy.noise import fresh_seed
 from hanse_client.privacy.sampling import poisson_batches
 from hanse_client.privacy.step import PrivateStep, per_record_gradients
@@ -71,7 +71,7 @@ class Trainer:
             if getattr(module, "inplace", False):
                 # Would overwrite the activations that gradients by record are made from.
                 module.inplace = False  # type: ignore[assignment]
-        self._proved: set[str] = set()
+        self._proved: set[tuple[str, bool]] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,14 +85,17 @@ class Trainer:
         charge, and a model that cannot be trained costs none.
 
         Raises:
-            UnprovableModelError: if the model mixes records, or Opacus cannot handle it.
+            UnprovableModelError: if the model or the augmentation mixes records, or Opacus
+                cannot handle the model.
             CoupledLossError: if the loss does.
         """
-        if plan.privacy is None or plan.loss in self._proved:
+        if plan.privacy is None or (plan.loss, plan.augment) in self._proved:
             return
         check_provable(self._model)
         check_per_example(self._model, record_loss(plan.loss, self.task), examples)
-        self._proved.add(plan.loss)
+        if plan.augment:
+            check_augmentation(self.task, examples)
+        self._proved.add((plan.loss, plan.augment))
 
     def train(
         self, weights: Mapping[str, Tensor], examples: Examples, plan: LocalPlan

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from hanse.errors import CoupledLossError, TaskError, UnprovableModelError
-from hanse.task import Examples
+from hanse.task import AnyTask, Examples
 from torch import Tensor, nn
 
 from hanse_client.privacy.step import per_record_gradients
@@ -75,6 +75,37 @@ def check_per_example(model: nn.Module, loss: RecordLoss, examples: Examples) ->
         _check_removal(probe, loss, batch)
     _check_buffers(probe, batch)
     _check_sums(probe, loss, batch)
+
+
+def check_augmentation(task: AnyTask, examples: Examples) -> None:
+    """Try on a few made-up records that augmenting one changes no other.
+
+    With the same randomness, another record in one place must leave the rest as they are.
+
+    Args:
+        examples: whose types and shapes are taken, and nothing else.
+
+    Raises:
+        UnprovableModelError: if it mixes records.
+    """
+    batch = _made_up(examples)
+
+    def augmented(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        kept = tuple(tensor.clone() for tensor in inputs)  # it may work in place
+        return task.augment(kept, torch.Generator().manual_seed(0))
+
+    expected = augmented(batch.inputs)
+    for changed in range(_PROBED):
+        others = torch.arange(_PROBED) != changed
+        inputs = tuple(tensor.clone() for tensor in batch.inputs)
+        for tensor in inputs:
+            tensor[changed] = 1 - tensor[changed].float()
+        for before, after in zip(expected, augmented(inputs), strict=True):
+            if len(after) != _PROBED or not torch.equal(before[others], after[others]):
+                raise UnprovableModelError(
+                    "the task's augmentation of a record depends on the other records of its batch",
+                    remedy="Augment each record on its own, or set training.augment = false.",
+                )
 
 
 def _made_up(examples: Examples) -> Examples:

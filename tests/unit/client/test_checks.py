@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from hanse.errors import CoupledLossError, TaskError, UnprovableModelError
-from hanse.task import Examples
-from hanse_client.privacy.checks import check_per_example, check_provable
+from hanse.job import Job
+from hanse.task import Examples, NoOptions, Task
+from hanse_client.plan import plan_round
+from hanse_client.privacy.checks import (
+    check_augmentation,
+    check_per_example,
+    check_provable,
+)
+from hanse_client.training import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -281,3 +290,49 @@ def test_the_outcome_is_no_function_of_the_data() -> None:
     ordinary = probed(EXAMPLES)
     strange = probed(Examples((torch.full((1, 6), torch.nan),), torch.tensor([2])))
     assert all(torch.equal(one, other) for one, other in zip(ordinary, strange, strict=True))
+
+
+class Augmented(Task[NoOptions]):
+    """Noise for each record on its own."""
+
+    def model(self) -> nn.Module:
+        return perceptron()
+
+    def read(self, source: Path) -> Examples:
+        return EXAMPLES
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {}
+
+    def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (inputs[0] + torch.rand(inputs[0].shape, generator=generator),)
+
+
+class Mixed(Augmented):
+    """Mixup (Zhang et al. 2018): half of each record is another one."""
+
+    def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+        order = torch.randperm(len(inputs[0]), generator=generator)
+        return (0.5 * inputs[0] + 0.5 * inputs[0][order],)
+
+
+def test_an_augmentation_that_mixes_records_is_refused() -> None:
+    check_augmentation(Augmented(NoOptions()), EXAMPLES)
+    with pytest.raises(UnprovableModelError, match="augmentation"):
+        check_augmentation(Mixed(NoOptions()), EXAMPLES)
+
+
+def test_training_tries_the_augmentation_when_it_is_on() -> None:
+    trainer = Trainer(Mixed(NoOptions()), torch.device("cpu"))
+    for augment in (False, True):
+        job = Job.model_validate(
+            {
+                "name": "mixed",
+                "rounds": 1,
+                "task": {"name": "x:Y"},
+                "training": {"steps": 1, "augment": augment},
+                "privacy": {"noise_multiplier": 1.0},
+            }
+        )
+        with pytest.raises(UnprovableModelError) if augment else nullcontext():
+            trainer.check(EXAMPLES, plan_round(job, 1, 100, site="s"))
