@@ -33,7 +33,7 @@ class AuditTrail:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _strike_torn_line(path)
-            self._last = _last_digest(path)
+            self._last = last_digest(path)
 
     def write(self, event: str, **details: Any) -> None:
         """Add a line, durably.
@@ -57,12 +57,29 @@ class AuditTrail:
 
 
 def read_audit(path: Path) -> list[dict[str, Any]]:
-    """The lines of a trail, oldest first; none where there is no file."""
-    return [json.loads(text) for text in _lines(path)]
+    """The lines of a trail, oldest first; none where there is no file.
+
+    Raises:
+        LedgerError: if a line is not what :class:`AuditTrail` writes.
+    """
+    lines = []
+    for number, text in enumerate(_lines(path), start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as spoiled:
+            raise LedgerError(
+                f"{path}: line {number} is damaged",
+                remedy="The trail was changed; keep the file as it is.",
+            ) from spoiled
+    return lines
 
 
 def first_break(path: Path) -> int | None:
-    """The number of the first line that was changed, added or follows a removed one; else None."""
+    """The number of the first line that was changed, added or follows a removed one; else None.
+
+    Of a last line that was changed, and of lines removed after it, the chain knows nothing:
+    compare :func:`last_digest` with one that was noted elsewhere.
+    """
     previous = GENESIS
     for number, text in enumerate(_lines(path), start=1):
         try:
@@ -98,7 +115,8 @@ def _strike_torn_line(path: Path) -> None:
         file.truncate(whole)
 
 
-def _last_digest(path: Path) -> str:
+def last_digest(path: Path) -> str:
+    """The digest of the last line, in which all lines before it have a part."""
     last = GENESIS
     for text in _lines(path):
         last = _digest(text)
@@ -108,7 +126,8 @@ def _last_digest(path: Path) -> str:
 def _lines(path: Path) -> Iterator[str]:
     if path.exists():
         with path.open(encoding="utf-8") as file:
-            yield from (line.rstrip("\n") for line in file)
+            # A line without its end is being written at this moment, or was cut off by a crash.
+            yield from (line.removesuffix("\n") for line in file if line.endswith("\n"))
 
 
 def _digest(text: str) -> str:

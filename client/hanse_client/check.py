@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -95,16 +96,21 @@ def _policy(site: Site, job: Job | None) -> str:
     if plan.privacy is None:
         return f"allows {job.name}, which trains with no privacy"
     return (
-        f"allows {job.name}: {job.rounds} rounds of {plan.steps} steps, noise multiplier "
-        f"{plan.privacy.noise_multiplier:.3f}, sampling rate {plan.privacy.sampling_rate:.4g}"
+        f"allows {job.name}: {_counted(job.rounds, 'round')} of {_counted(plan.steps, 'step')}, "
+        f"noise multiplier {plan.privacy.noise_multiplier:.3f}, "
+        f"sampling rate {plan.privacy.sampling_rate:.4g}"
     )
 
 
 def _certificate(site: Site) -> str:
     identity = load_identity(site.tls.ca, site.tls.certificate, site.tls.key)
     days = (identity.not_after - datetime.now(UTC)).days
-    soon = ": ask the operator for a new one" if days < SOON_DAYS else ""
-    return f"of {identity.name}, valid for {days} more days{soon}"
+    told = f"of {identity.name}, valid for {_counted(days, 'more day')}"
+    if days < SOON_DAYS:
+        told += ": ask the operator for a new one"
+    if site.tls.key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        told += f"; others on this machine can use its key: chmod 600 {site.tls.key}"
+    return told
 
 
 def _coordinator(site: Site) -> str:
@@ -124,7 +130,7 @@ def _budget(site: Site) -> str:
         stated = ledger.statement(fingerprint(site.data.train), budget)
     return (
         f"epsilon {stated.spent:.4g} of {budget.epsilon:g} is spent on this data, in "
-        f"{stated.rounds} rounds; {stated.left:.4g} is left (delta {budget.delta:g})"
+        f"{_counted(stated.rounds, 'round')}; {stated.left:.4g} is left (delta {budget.delta:g})"
     )
 
 
@@ -133,3 +139,7 @@ def _egress(site: Site) -> str:
     weight = "the number of records" if policy.count == "public" else f"a weight of {policy.count}"
     metrics = ", ".join(policy.release) or "none"
     return f"the update of each round, {weight}, and of the metrics: {metrics}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -19,12 +19,14 @@ def register(app: typer.Typer) -> None:
 
 
 @client_app.command("run")
-def run(site_file: SiteFile = Path("site.toml")) -> None:
+def run(site_file: SiteFile = Path("site.toml"), as_json: Json = False) -> None:
     """Connect to the coordinator and serve its instructions, within this site's policy."""
     from hanse_client.serve import serve
     from hanse_client.site import load_site
 
-    serve(load_site(site_file))
+    site = load_site(site_file)
+    serve(site)
+    show({"site": site.name, "ended": "stopped"}, as_json, lambda: None)  # the log says it
 
 
 @client_app.command("check")
@@ -71,13 +73,15 @@ def ledger(site_file: SiteFile = Path("site.toml"), as_json: Json = False) -> No
 @client_app.command("audit")
 def audit(
     site_file: SiteFile = Path("site.toml"),
-    verify: Annotated[bool, typer.Option(help="Check that no line was changed.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that no line was changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What was asked of this site, and what left it."""
     from hanse.errors import LedgerError
 
-    from hanse_client.audit import first_break, read_audit
+    from hanse_client.audit import first_break, last_digest, read_audit
     from hanse_client.books import audit_path, audit_view
     from hanse_client.site import load_site
 
@@ -89,7 +93,15 @@ def audit(
             remedy="The trail was changed, or a line was removed; keep the file as it is.",
         )
     lines = read_audit(path)
-    show({"lines": lines, "verified": verify}, as_json, lambda: out.print(audit_view(lines)))
+    last = last_digest(path)
+
+    def render() -> None:
+        out.print(audit_view(lines))
+        if verify:
+            out.print(f"verified: each of the {len(lines)} lines follows from the one before it")
+            out.print(f"digest of the last line, to note elsewhere: {last}", soft_wrap=True)
+
+    show({"lines": lines, "verified": verify, "last": last}, as_json, render)
 
 
 @client_app.command("request")

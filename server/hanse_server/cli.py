@@ -23,11 +23,15 @@ server_app = typer.Typer(help="The aggregation server.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
-    """Add these subcommands to ``hanse``."""
+    """Add the operator's subcommands to ``hanse``."""
     app.add_typer(server_app, name="server")
     app.command("provision")(provision)
-    app.command("simulate")(simulate)
     app.command("report")(report)
+
+
+def register_simulation(app: typer.Typer) -> None:
+    """Add the subcommands that need the sites' packages too."""
+    app.command("simulate")(simulate)
     app.command("demo")(demo)
 
 
@@ -37,9 +41,11 @@ def run(
     federation: Federation = Path("federation"),
     workspace: WorkspaceFolder = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104
-    port: Annotated[int, typer.Option(help="Port that sites connect to.")] = 9443,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port that sites connect to.")] = 9443,
     metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
-    metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 for none.")] = 9463,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the metrics; 0 for none.")
+    ] = 9463,
     as_json: Json = False,
 ) -> None:
     """Run a job's rounds with the sites that connect; goes on where it stopped."""
@@ -66,9 +72,11 @@ def status(
 
     from hanse_server.status import read_status
     from hanse_server.views import status_view
+    from hanse_server.workspace import in_use
 
-    now = read_status(workspace)
-    show(asdict(now), as_json, lambda: out.print(status_view(now)))
+    now, running = read_status(workspace), in_use(workspace)
+    result = asdict(now) | {"running": running}
+    show(result, as_json, lambda: out.print(status_view(now, running=running)))
 
 
 def provision(
@@ -79,7 +87,9 @@ def provision(
     host: Annotated[
         str, typer.Option(help="Name or address by which sites reach the server.")
     ] = "localhost",
-    port: Annotated[int, typer.Option(help="The server's port, for the kits.")] = 9443,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The server's port, for the kits.")
+    ] = 9443,
     sign: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FILE: a signing request made at that site; may be repeated."),
@@ -87,7 +97,9 @@ def provision(
     remove: Annotated[
         list[str] | None, typer.Option(help="A site to shut out from now on; may be repeated.")
     ] = None,
-    days: Annotated[int, typer.Option(help="How long the new certificates are valid.")] = 365,
+    days: Annotated[
+        int, typer.Option(min=1, help="How long the new certificates are valid.")
+    ] = 365,
     as_json: Json = False,
 ) -> None:
     """Make the certificates of a federation and a kit for each site, or add to them."""
@@ -95,9 +107,11 @@ def provision(
 
     from hanse_server.provisioning.federation import provision as make
     from hanse_server.provisioning.layout import Layout
-    from hanse_server.register import remove_site
+    from hanse_server.register import no_federation, remove_site
     from hanse_server.views import provisioned_view
 
+    if remove and not Layout(federation).register.exists():
+        raise no_federation(federation)
     for name in remove or []:
         remove_site(Layout(federation).register, name)
     requests = _requests(sign or [])
@@ -115,26 +129,37 @@ def provision(
 def simulate(
     job_file: JobFile,
     data: Annotated[Path | None, typer.Option(help="The pooled data set to part.")] = None,
-    sites: Annotated[int | None, typer.Option(help="Number of sites.")] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="Number of sites.")] = None,
     partition: Annotated[
         str | None,
         typer.Option(help="iid, dirichlet:A, shards:K, column:NAME, or a folder of site files."),
+    ] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=0.99, help="Fraction of each site's records to judge models by."),
     ] = None,
     central: Annotated[
         Path | None, typer.Option(help="Records to judge the global model by.")
     ] = None,
     engine: Annotated[str, typer.Option(help="inline, or process.")] = "inline",
-    workers: Annotated[int | None, typer.Option(help="Worker processes; one a core.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="In place of the job's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="In place of the job's.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; one a core if left out.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="In place of the job's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="In place of the job's.")] = None,
     holdout_seed: Annotated[
         int | None, typer.Option(help="In place of the site files': another split.")
     ] = None,
     waive_privacy: Annotated[
-        bool, typer.Option(help="Train without privacy whatever the job and the sites say.")
+        bool,
+        typer.Option(
+            "--waive-privacy", help="Train without privacy whatever the job and the sites say."
+        ),
     ] = False,
     workspace: WorkspaceFolder = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what the workspace holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what the workspace holds.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a job on this machine, with simulated sites and the same apps as on real ones."""
@@ -150,6 +175,8 @@ def simulate(
         changed["seed"] = seed
     if central is not None:
         changed["evaluation"] = job.evaluation.model_copy(update={"central": central.resolve()})
+    if holdout is not None:
+        changed["simulation"] = job.simulation.model_copy(update={"holdout": holdout})
     if waive_privacy:
         changed["privacy"] = Privacy(mechanism="none")
     job = job.model_copy(update=changed)

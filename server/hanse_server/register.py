@@ -89,6 +89,14 @@ class Register:
             log.error("the register is left as it was: %s", error)  # noqa: TRY400
 
 
+def no_federation(folder: Path) -> RegisterError:
+    """The error of a folder that `hanse provision` has not made."""
+    return RegisterError(
+        f"{folder} holds no federation: sites.toml is not there",
+        remedy="Make one with `hanse provision`, or name it with --federation.",
+    )
+
+
 def add_site(path: Path, name: str, fingerprint: str) -> None:
     """Put a site into the register at ``path``, or give it another certificate; make the file.
 

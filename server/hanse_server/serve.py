@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from hanse.errors import RegisterError
 from hanse.job import Job
 from hanse.logs import to_stderr
 from hanse.metrics import endpoint, new_registry
@@ -22,7 +21,7 @@ from hanse_server.journal import Journal
 from hanse_server.link import LinkServer
 from hanse_server.metrics import ServerMetrics
 from hanse_server.provisioning.layout import Layout
-from hanse_server.register import Register
+from hanse_server.register import Register, no_federation
 from hanse_server.workspace import Workspace
 
 log = logging.getLogger("hanse.server")
@@ -48,10 +47,7 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
     signal.signal(signal.SIGTERM, _stop)
     layout = Layout(federation)
     if not layout.register.exists():
-        raise RegisterError(
-            f"{federation} holds no federation: {layout.register.name} is not there",
-            remedy="Make one with `hanse provision`, or name it with --federation.",
-        )
+        raise no_federation(federation)
     identity = load_identity(layout.server_ca, layout.server_certificate, layout.server_key)
     workspace = Workspace(folder, job)
     metrics = ServerMetrics(new_registry())

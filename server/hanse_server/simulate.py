@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import get_args
 
 from hanse.errors import JobError, WorkspaceError
 from hanse.job import Job
+from hanse.logs import to_stderr
 from hanse.metrics import new_registry
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,7 +22,9 @@ from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import OnRound
 from hanse_server.simulation import EngineName, simulate
 from hanse_server.simulation.sites import lay_out
-from hanse_server.workspace import RoundRecord, Workspace
+from hanse_server.workspace import RoundRecord, Workspace, make_folder
+
+log = logging.getLogger("hanse.simulation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,9 @@ def run_simulation(job: Job, request: SimulationRequest, folder: Path) -> None:
             f"engine = {request.engine!r} is not one of {', '.join(get_args(EngineName))}",
             remedy="Choose one of them with --engine.",
         )
+    to_stderr(logging.WARNING)
     _make_room(folder, overwrite=request.overwrite)
-    workspace = Workspace(folder, job)
+    make_folder(folder)
     sites = lay_out(
         job,
         data=request.data,
@@ -59,6 +64,12 @@ def run_simulation(job: Job, request: SimulationRequest, folder: Path) -> None:
         count=request.sites,
         folder=folder,
     ).model_copy(update={"holdout_seed": request.holdout_seed, "waived": request.waived})
+    _check_enough(job, len(sites.names))
+    if not (sites.files or sites.holdout):
+        log.warning("no records are held back to judge models by; --holdout 0.2 holds a fifth back")
+        unasked = job.evaluation.model_copy(update={"federated": False})
+        job = job.model_copy(update={"evaluation": unasked})
+    workspace = Workspace(folder, job)
     with workspace.locked(), _shown(job, request.progress) as on_round:
         simulate(
             job,
@@ -68,6 +79,16 @@ def run_simulation(job: Job, request: SimulationRequest, folder: Path) -> None:
             engine="process" if request.engine == "process" else "inline",
             workers=request.workers,
             on_round=on_round,
+        )
+
+
+def _check_enough(job: Job, sites: int) -> None:
+    """Refuse what would wait for ever: on this machine no further site will connect."""
+    if job.strategy.needs_connected > sites:
+        raise JobError(
+            f"strategy asks for {job.strategy.needs_connected} sites (quorum, available), and the "
+            f"simulation has {sites}",
+            remedy="Lower quorum and available under [strategy], or simulate more sites.",
         )
 
 

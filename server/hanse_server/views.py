@@ -64,13 +64,29 @@ def outcome_view(outcome: dict[str, Any]) -> RenderableType:
     return table
 
 
-def status_view(status: Status) -> RenderableType:
-    """What a server does at this moment, for people."""
+def status_line(status: Status) -> Text:
+    """The round, the phase, and what is waited for."""
+    line = Text(f"round {status.round} of {status.rounds}: ")
+    if status.phase == "waiting":  # for sites to connect
+        return line.append(f"waiting, {status.waiting_for}")
+    line.append(status.phase)
+    return line.append(f", waiting for {status.waiting_for}") if status.waiting_for else line
+
+
+def status_view(status: Status, *, running: bool) -> RenderableType:
+    """What a server does at this moment, for people.
+
+    Args:
+        running: whether there is a server; if not, the status is its last word.
+    """
     now = time.time()
-    head = Text(f"round {status.round} of {status.rounds}: {status.phase}")
-    if status.waiting_for:
-        head.append(f", waiting for {status.waiting_for}")
+    head = status_line(status)
     head.append(f" (as of {now - status.updated_at:.0f} s ago)")
+    if not running:
+        ended = Text("no server runs on this workspace now")
+        if status.phase != "done":
+            ended.append("; `hanse server run` goes on where it stopped")
+        return Group(head, ended)
     connected = Text("connected: " + (", ".join(status.connected) or "no site"))
     if not status.awaited:
         return Group(head, connected)

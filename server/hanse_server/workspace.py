@@ -100,7 +100,7 @@ class Workspace:
 
     def _begin(self, job: Job) -> int:
         for folder in (self.folder, self.checkpoints, self.models):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         run_id = secrets.randbits(63)
         run = {
             "run_id": run_id,
@@ -155,6 +155,33 @@ class Workspace:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_file(self.folder / "history.jsonl", text.encode())
         return kept
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of a workspace, if it is not there.
+
+    Raises:
+        WorkspaceError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(
+            f"{folder} cannot be made: {error.strerror}",
+            remedy="Name another --workspace, in a folder that you may write to.",
+        ) from error
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds the workspace at this moment."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def read_run(folder: Path) -> dict[str, Any]:

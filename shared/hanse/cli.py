@@ -14,10 +14,13 @@ from typing import Annotated, Any
 import click
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 import hanse
 from hanse.errors import HanseError, JobError, MissingExtraError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 out = Console(highlight=False)
@@ -35,27 +38,29 @@ app.add_typer(task_app, name="task")
 
 @dataclass(frozen=True)
 class Side:
-    """A package whose subcommands are there if its extra is installed.
+    """Subcommands that are there if an extra is installed.
 
     Attributes:
-        needs: a module that only this extra brings.
-        commands: what ``hanse`` offers of it.
+        register: the function that adds them, as ``module:function``.
+        needs: modules that only this extra brings.
+        commands: their names.
     """
 
     extra: str
-    module: str
-    needs: str
+    register: str
+    needs: tuple[str, ...]
     commands: tuple[str, ...]
 
 
 SIDES = (
+    Side("server", "hanse_server.cli:register", ("matplotlib",), ("server", "provision", "report")),
+    Side("client", "hanse_client.cli:register", ("opacus",), ("client",)),
     Side(
-        "server",
-        "hanse_server.cli",
-        "grpc_health",
-        ("server", "provision", "simulate", "report", "demo"),
+        "all",
+        "hanse_server.cli:register_simulation",
+        ("matplotlib", "opacus"),
+        ("simulate", "demo"),
     ),
-    Side("client", "hanse_client.cli", "opacus", ("client",)),
 )
 
 
@@ -70,11 +75,16 @@ def main() -> None:
         _tell(error, as_json=as_json)
         sys.exit(error.exit_code)
     except click.ClickException as usage:
+        if as_json:
+            _tell_json("usage", usage.format_message(), "See --help.", usage.exit_code)
         usage.show()
         sys.exit(usage.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        if as_json:
+            _tell_json("interrupted", "stopped", "Start it again.", INTERRUPTED)
         err.print("stopped")
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -88,21 +98,29 @@ def show(result: Any, as_json: bool, render: Callable[[], None]) -> None:
 
 def _tell(error: HanseError, *, as_json: bool) -> None:
     if as_json:
-        told = {"error": error.label, "message": error.message, "remedy": error.remedy}
-        sys.stdout.write(json.dumps(told | {"exit_code": error.exit_code}) + "\n")
+        _tell_json(error.label, error.message, error.remedy, error.exit_code)
     err.print(f"[bold red]error[/] ({error.label}): ", end="")
     err.print(error.message, markup=False, soft_wrap=True)
     err.print("  " + error.remedy, markup=False, soft_wrap=True)
 
 
+def _tell_json(label: str, message: str, remedy: str, exit_code: int) -> None:
+    told = {"error": label, "message": message, "remedy": remedy, "exit_code": exit_code}
+    sys.stdout.write(json.dumps(told) + "\n")
+
+
 def _gather(side: Side) -> None:
-    if importlib.util.find_spec(side.needs) is not None:
-        importlib.import_module(side.module).register(app)
+    if all(importlib.util.find_spec(module) is not None for module in side.needs):
+        module, _, function = side.register.partition(":")
+        getattr(importlib.import_module(module), function)(app)
         return
     for command in side.commands:
-        app.command(command, help=f"Needs the extra: pip install 'hanse[{side.extra}]'")(
-            _missing(command, side.extra)
-        )
+        app.command(
+            command,
+            help=escape(f"Needs the extra: pip install 'hanse[{side.extra}]'"),
+            # Whatever it was to do: the answer is the extra, not the option's name.
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        )(_missing(command, side.extra))
 
 
 def _missing(command: str, extra: str) -> Callable[[], None]:
@@ -131,20 +149,25 @@ def _root(
 
 
 @task_app.command("list")
-def list_tasks(as_json: Json = False) -> None:
+def list_tasks(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TASK]...", help="Of these alone; also `package.module:Class`."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the tasks that are installed here, with the digests that a policy can pin."""
     from hanse.task import task_digest, task_names
 
+    known = task_names()
     found = [
-        {"name": name, "class": reference, "digest": task_digest(name)}
-        for name, reference in task_names().items()
+        {"name": name, "class": known.get(name, name), "digest": task_digest(name)}
+        for name in names or known
     ]
 
     def render() -> None:
-        table = Table("name", "class", "digest")
-        for task in found:
-            table.add_row(task["name"], task["class"], task["digest"])
-        out.print(table)
+        for task in found:  # no table: a digest that is cut off pins nothing
+            out.print(f"{task['name']} ({task['class']})\n  {task['digest']}", soft_wrap=True)
 
     show({"tasks": found}, as_json, render)
 

@@ -11,7 +11,7 @@ from hanse_server.demo.comparison import Judge, baselines, write_comparison
 from hanse_server.demo.federation import set_up
 from hanse_server.demo.processes import read_ledgers, running
 from hanse_server.demo.result import DemoResult
-from hanse_server.demo.screen import watch
+from hanse_server.demo.screen import saying, watch
 from hanse_server.report import write_report
 from hanse_server.views import run_outcome
 
@@ -30,13 +30,15 @@ def run_demo(folder: Path, *, live: bool) -> DemoResult:
     federation = set_up(folder)
     with running(federation) as processes:
         watch(federation, processes, live=live)
-    ledgers = read_ledgers(federation)
+    with saying("reading each hospital's ledger ...", live=live):
+        ledgers = read_ledgers(federation)
     job = load_job(federation.job)
     judge = Judge(job, federation.sites)
     spent = max(ledger["epsilon"] for ledger in ledgers.values())
     model = federation.run / "models" / "last.safetensors"
     private = judge.row("federation, private", model, spent)
-    others = baselines(federation.job_without_privacy, federation.sites, judge)
+    with saying("training what to compare with: hospitals alone, pooled ...", live=live):
+        others = baselines(federation.job_without_privacy, federation.sites, judge)
     write_comparison(federation.run, [private, *others])
     return DemoResult(
         outcome=run_outcome(job, federation.run),

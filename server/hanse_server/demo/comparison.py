@@ -27,7 +27,8 @@ from hanse_server.simulation import simulate
 from hanse_server.workspace import Workspace
 
 NOTE = (
-    "Judged on the held-out patients of all hospitals together; none of them was trained on. "
+    "Judged on the held-out patients of all hospitals together; none of them was trained on. The "
+    "curves show the mean of the hospitals' own figures, which differs, AUC most of all. "
     "All models but the private federation's come from simulations in which one machine holds "
     "all records, and train without privacy."
 )

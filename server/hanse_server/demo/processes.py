@@ -81,15 +81,26 @@ def _server_arguments(federation: DemoFederation) -> list[str]:
 
 
 def read_ledgers(federation: DemoFederation) -> dict[str, dict[str, Any]]:
-    """What each hospital's own ledger says was spent, as `hanse client ledger` prints it."""
-    ledgers = {}
-    for name, file in federation.sites.items():
-        told = subprocess.run(
-            hanse_command("client", "ledger", str(file), "--json"),
-            capture_output=True,
-            check=True,
+    """What each hospital's own ledger says was spent, as `hanse client ledger` prints it.
+
+    Raises:
+        ProcessError: if a ledger cannot be read.
+    """
+    asked = {  # all at once: most of the time goes into starting Python
+        name: subprocess.Popen(
+            hanse_command("client", "ledger", str(file), "--json"), stdout=subprocess.PIPE
         )
-        data_sets = json.loads(told.stdout)["data_sets"]
+        for name, file in federation.sites.items()
+    }
+    ledgers = {}
+    for name, process in asked.items():
+        told, _ = process.communicate()
+        if process.returncode != 0:
+            raise ProcessError(
+                f"`hanse client ledger` of {name} ended with exit code {process.returncode}",
+                remedy="What it printed above says why.",
+            )
+        data_sets = json.loads(told)["data_sets"]
         ledgers[name] = {
             "epsilon": max((each["epsilon"] for each in data_sets), default=0.0),
             "delta": max((each["delta"] for each in data_sets), default=0.0),

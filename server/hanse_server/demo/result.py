@@ -61,7 +61,13 @@ class DemoResult:
 
     def view(self) -> RenderableType:
         """The result for people."""
-        models = Table("model", "accuracy", "AUC", "privacy", title="on held-out patients of all")
+        models = Table(
+            "model",
+            "accuracy",
+            "AUC",
+            "privacy",
+            title="judged on held-out patients of all hospitals",
+        )
         for row in (self.private, *self.baselines):
             private = row.epsilon is not None
             models.add_row(
@@ -71,7 +77,9 @@ class DemoResult:
                 f"epsilon {row.epsilon:.2f}" if private else "none",
                 style="bold green" if private else "",
             )
-        spent = Table("hospital", "epsilon", "delta", "rounds", title="spent, by each own ledger")
+        spent = Table(
+            "hospital", "epsilon", "delta", "rounds", title="privacy spent, by its own ledger"
+        )
         for name, ledger in self.ledgers.items():
             spent.add_row(
                 name, f"{ledger['epsilon']:.3f}", f"{ledger['delta']:g}", str(ledger["rounds"])
@@ -79,7 +87,8 @@ class DemoResult:
         foot = Text(
             f"{decimal(self.outcome['bytes_up'])} went up, "
             f"{decimal(self.outcome['bytes_down'])} down, in {self.seconds:.0f} s\n"
-            f"report: {self.report}\n"
-            f"metrics, while it ran: {', '.join(self.metrics.values())}"
+            f"report: {self.report.resolve().as_uri()}\n"
+            f"logs, models, ledgers: {self.report.parent}/\n"
+            f"metrics, while it ran: {self.metrics['server']}, and of each hospital (--json)"
         )
         return Group(models, spent, foot)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hanse.errors import WorkspaceError
@@ -16,6 +18,7 @@ from rich.text import Text
 from hanse_server.demo.federation import DemoFederation
 from hanse_server.demo.processes import Processes
 from hanse_server.status import Status, read_status
+from hanse_server.views import status_line
 from hanse_server.workspace import read_history
 
 REFRESH_SECONDS = 0.25
@@ -40,6 +43,16 @@ def watch(federation: DemoFederation, processes: Processes, *, live: bool) -> No
             time.sleep(0 if done else REFRESH_SECONDS)
 
 
+@contextmanager
+def saying(what: str, *, live: bool) -> Iterator[None]:
+    """Show that ``what`` goes on, while the context lasts, if ``live``."""
+    if not live:
+        yield
+        return
+    with Console(stderr=True).status(what):
+        yield
+
+
 def _draw(federation: DemoFederation) -> RenderableType:
     history = read_history(federation.run)
     try:
@@ -47,19 +60,19 @@ def _draw(federation: DemoFederation) -> RenderableType:
     except WorkspaceError:
         status = None
     last = history[-1] if history else None
-    return Group(_head(status, history), _sites(federation, status, last))
+    metrics = Text(f"metrics: {federation.metrics_urls()['server']}", style="dim")
+    return Group(_head(status, history), _sites(federation, status, last), metrics)
 
 
 def _head(status: Status | None, history: list[dict[str, Any]]) -> RenderableType:
     if status is None:
         return Text("starting one server and four hospitals ...")
-    line = Text(f"round {status.round} of {status.rounds}: {status.phase}", style="bold")
-    if status.waiting_for:
-        line.append(f", waiting for {status.waiting_for}", style="not bold")
+    line = status_line(status).append("\n")
+    line.stylize("bold")
     judged = [each["federated"] for each in history if each["federated"]]
     if judged:
         shown = "   ".join(f"{name} {value:.3f}" for name, value in judged[-1].items())
-        line.append(f"\n{shown}   ", style="cyan")
+        line.append(f"{shown} (mean of the hospitals' own)   ", style="cyan")
     up = sum(each["bytes_up"] for each in history)
     down = sum(each["bytes_down"] for each in history)
     line.append(f"{decimal(up)} up, {decimal(down)} down", style="dim")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hanse.errors import LedgerError
-from hanse_client.audit import AuditTrail, first_break, read_audit
+from hanse_client.audit import GENESIS, AuditTrail, first_break, last_digest, read_audit
 
 
 def test_a_line_that_a_crash_cut_off_is_struck(tmp_path: Path) -> None:
@@ -52,3 +52,57 @@ def test_a_changed_or_removed_line_breaks_the_chain(tmp_path: Path) -> None:
     changed = json.dumps(json.loads(lines[1]) | {"id": "9"}, sort_keys=True) + "\n"
     path.write_text("".join([lines[0], changed, *lines[2:]]))
     assert first_break(path) == 3
+
+
+def test_lines_follow_from_one_another_over_restarts(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "audit.jsonl"
+    for number in range(3):
+        AuditTrail(path).write("released", id=str(number))
+    lines = read_audit(path)
+    assert lines[0]["previous"] == GENESIS
+    assert len({line["previous"] for line in lines}) == 3
+    assert first_break(path) is None
+
+
+def test_lines_removed_at_the_end_show_in_the_last_digest(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    trail = AuditTrail(path)
+    trail.write("released", id="1")
+    trail.write("released", id="2")
+    noted = last_digest(path)
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    assert first_break(path) is None  # the chain itself does not tell
+    assert last_digest(path) != noted
+
+
+def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    AuditTrail(path).write("released", id="1")
+    with path.open("a") as file:
+        file.write('{"event": "rel')
+    assert [line["id"] for line in read_audit(path)] == ["1"]
+    assert first_break(path) is None
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    AuditTrail(path).write("released", id="1")
+    with path.open("a") as file:
+        file.write("nonsense\n")
+    assert first_break(path) == 2
+    with pytest.raises(LedgerError, match="line 2 is damaged"):
+        read_audit(path)
+
+
+def test_a_trail_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    trail = AuditTrail(path)
+    path.mkdir()
+    with pytest.raises(LedgerError, match="cannot be written: Is a directory"):
+        trail.write("released", id="1")
+
+
+def test_no_file_is_no_lines(tmp_path: Path) -> None:
+    assert read_audit(tmp_path / "none.jsonl") == []
+    assert first_break(tmp_path / "none.jsonl") is None
+    AuditTrail(None).write("released", id="1")

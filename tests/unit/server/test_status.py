@@ -48,7 +48,7 @@ def test_a_stall_names_the_site_since_when_and_until_when(tmp_path: Path) -> Non
     with StatusFile(tmp_path) as file:
         file.show(status("hungary"))
     console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
-    console.print(status_view(read_status(tmp_path)))
+    console.print(status_view(read_status(tmp_path), running=True))
     text = console.export_text()
     console.file.close()
     assert "hungary" in text

@@ -1,0 +1,120 @@
+"""What an administrator's check finds, before anything leaves the site."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hanse.errors import NameTakenError
+from hanse.examples import example
+from hanse.job import load_job
+from hanse_client import check
+from hanse_client.check import Finding, check_site
+from hanse_client.link import Coordinator, Greeting
+from hanse_client.site import load_site
+from hanse_server.provisioning.authority import Authority
+
+JOB = load_job(example("heart") / "job.toml")
+
+
+@pytest.fixture
+def site_file(tmp_path: Path) -> Path:
+    """The site file of Cleveland, with its data and a certificate; nothing answers it."""
+    for name in ("cleveland.toml", "cleveland.csv"):
+        shutil.copy(example("heart") / name, tmp_path)
+    authority = Authority.create(tmp_path / "authority")
+    issued = authority.issue_site("cleveland")
+    folder = tmp_path / "cleveland"
+    folder.mkdir()
+    (folder / "ca.pem").write_bytes(authority.certificate_pem)
+    (folder / "certificate.pem").write_bytes(issued.certificate_pem)
+    (folder / "key.pem").write_bytes(issued.key_pem)
+    (folder / "key.pem").chmod(0o600)
+    return tmp_path / "cleveland.toml"
+
+
+def found(site_file: Path, *, with_job: bool = True) -> dict[str, Finding]:
+    findings = check_site(load_site(site_file), JOB if with_job else None)
+    return {finding.name: finding for finding in findings}
+
+
+def edit(file: Path, pattern: str, replacement: str) -> None:
+    text, count = re.subn(pattern, replacement, file.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    file.write_text(text)
+
+
+def test_everything_is_tried_though_one_thing_fails(site_file: Path) -> None:
+    findings = found(site_file)
+
+    assert list(findings) == [
+        *("data", "policy", "certificate", "coordinator"),
+        *("device", "budget", "leaves the site"),
+    ]
+    assert [name for name, finding in findings.items() if not finding.ok] == ["coordinator"]
+    assert findings["coordinator"].exit_code == 37
+    assert findings["coordinator"].remedy
+
+
+def test_the_facts_of_a_site_and_a_job(site_file: Path) -> None:
+    findings = found(site_file)
+
+    assert "228 records to train on, 76 held out" in findings["data"].message
+    assert "heart: 40 rounds of 1 step, noise multiplier 8.7" in findings["policy"].message
+    assert "epsilon 3 at delta 1e-05; nothing is spent" in findings["budget"].message
+    assert "a weight of 1.0" in findings["leaves the site"].message
+    assert "accuracy, auc, loss" in findings["leaves the site"].message
+
+
+def test_without_a_job_no_record_is_read(site_file: Path) -> None:
+    (site_file.parent / "cleveland.csv").write_text("not,a,table\n")
+
+    findings = found(site_file, with_job=False)
+
+    assert findings["data"].ok
+    assert "--job" in findings["data"].message
+    assert "tabular" in findings["policy"].message
+
+
+def test_a_public_count_is_told(site_file: Path) -> None:
+    edit(site_file, "^count = .*", 'count = "public"')
+
+    assert "the number of records" in found(site_file)["leaves the site"].message
+
+
+def test_a_policy_that_does_not_allow_the_job(site_file: Path) -> None:
+    edit(site_file, "^max_rounds = .*", "max_rounds = 3")
+
+    finding = found(site_file)["policy"]
+
+    assert (finding.ok, finding.exit_code) == (False, 40)
+
+
+def test_a_key_that_others_can_read(site_file: Path) -> None:
+    assert "chmod" not in found(site_file)["certificate"].message
+    (site_file.parent / "cleveland" / "key.pem").chmod(0o644)
+
+    finding = found(site_file)["certificate"]
+
+    assert finding.ok
+    assert "chmod 600" in finding.message
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_coordinator_that_answers(
+    site_file: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    def greet(coordinator: Coordinator) -> Greeting:
+        if taken:
+            raise NameTakenError("cleveland is connected")
+        return Greeting(versions={"hanse": "0.9"}, job="heart")
+
+    monkeypatch.setattr(check, "greet", greet)
+
+    finding = found(site_file)["coordinator"]
+
+    assert finding.ok
+    told = "its client is connected already" if taken else "it runs hanse 0.9, job heart"
+    assert told in finding.message

@@ -1,0 +1,161 @@
+"""What the operator's commands print holds the facts of their JSON."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hanse.examples import example
+from hanse.job import Privacy, load_job
+from hanse_server.demo.comparison import Row
+from hanse_server.demo.result import DemoResult
+from hanse_server.provisioning.federation import Provisioned, ProvisionedSite
+from hanse_server.provisioning.layout import Layout
+from hanse_server.status import Awaited, Status
+from hanse_server.views import outcome_view, provisioned_view, run_outcome, status_view
+from hanse_server.workspace import RoundRecord, SiteRound, Workspace
+from rich.console import Console, RenderableType
+
+JOB = load_job(example("heart") / "job.toml")
+
+
+def printed(view: RenderableType, width: int = 100) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(view)
+    return captured.get()
+
+
+def record(number: int, sites: dict[str, SiteRound], **changes: Any) -> RoundRecord:
+    facts: dict[str, Any] = {
+        "outcome": "completed",
+        "started_at": 1.0,
+        "seconds": 1.5,
+        "train": {},
+        "federated": {},
+        "central": {},
+        "bytes_up": 1000,
+        "bytes_down": 4000,
+    }
+    return RoundRecord(round=number, sites=sites, **facts | changes)
+
+
+def result(epsilon: float) -> SiteRound:
+    return SiteRound(outcome="result", seconds=0.1, metrics={"epsilon": epsilon})
+
+
+def test_the_outcome_of_a_run(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, JOB)
+    refused = SiteRound(outcome="budget", seconds=0.1, reason="budget")
+    workspace.append(record(1, {"a": result(0.5), "b": result(0.7)}, federated={"loss": 0.4}))
+    workspace.append(record(2, {"a": result(0.9), "b": refused}))
+
+    outcome = run_outcome(JOB, tmp_path)
+    text = printed(outcome_view(outcome))
+
+    assert outcome["rounds"] == 2
+    assert outcome["federated"] == {"loss": 0.4}  # of the last round that was judged
+    assert outcome["sites"]["a"] == {"rounds": 2, "epsilon": 0.9}
+    assert outcome["sites"]["b"] == {"rounds": 1, "epsilon": 0.7, "last_failure": "budget"}
+    assert (outcome["bytes_up"], outcome["bytes_down"]) == (2000, 8000)
+    for fact in ("0.4000", "at most 0.900 at a site", "3.0", "2.0 kB, 8.0 kB"):
+        assert fact in text
+
+
+def test_a_run_without_privacy_says_so(tmp_path: Path) -> None:
+    job = JOB.model_copy(update={"privacy": Privacy(mechanism="none")})
+    Workspace(tmp_path, job)
+
+    assert "no privacy" in printed(outcome_view(run_outcome(job, tmp_path)))
+
+
+def awaiting(**changes: Any) -> Status:
+    facts: dict[str, Any] = {
+        "phase": "training",
+        "round": 3,
+        "rounds": 40,
+        "connected": ("a", "b"),
+        "awaited": (Awaited(site="b", since=time.time() - 5, until=time.time() + 60),),
+        "waiting_for": "b",
+        "updated_at": time.time() - 2,
+    }
+    return Status(**facts | changes)
+
+
+def test_the_status_names_who_is_awaited() -> None:
+    text = printed(status_view(awaiting(), running=True))
+
+    assert "round 3 of 40: training, waiting for b (as of 2 s ago)" in text
+    assert "connected: a, b" in text
+    assert "5 s" in text
+
+
+def test_the_status_of_a_server_that_is_gone() -> None:
+    text = printed(status_view(awaiting(), running=False))
+
+    assert "no server runs on this workspace now; `hanse server run` goes on" in text
+    assert "connected" not in text
+    over = printed(status_view(awaiting(phase="done", waiting_for=""), running=False))
+    assert "goes on" not in over
+
+
+def test_waiting_is_said_once() -> None:
+    status = awaiting(phase="waiting", waiting_for="1 of 4 sites connected", awaited=())
+
+    text = printed(status_view(status, running=True))
+
+    assert "round 3 of 40: waiting, 1 of 4 sites connected" in text
+
+
+def test_what_was_provisioned_and_what_comes_next(tmp_path: Path) -> None:
+    until = datetime(2030, 1, 2, tzinfo=UTC)
+    site = ProvisionedSite(
+        name="a",
+        kit=Path("kits/a.zip"),
+        key_in_kit=True,
+        fingerprint="f" * 64,
+        key_fingerprint="e" * 64,
+        expires=until,
+    )
+    made = Provisioned(
+        layout=Layout(Path("fed")),
+        new_authority=True,
+        new_server=True,
+        server_expires=until,
+        added=(site,),
+        kept=("b",),
+    )
+
+    text = printed(provisioned_view(made, ["c"]))
+
+    for fact in ("kits/a.zip", "yes", "2030-01-02", "kept: b", "from now on: c", "fed"):
+        assert fact in text
+
+
+def demo_result() -> DemoResult:
+    def row(name: str, accuracy: float, epsilon: float | None = None) -> Row:
+        return Row(model=name, accuracy=accuracy, auc=0.9, loss=0.4, epsilon=epsilon)
+
+    outcome = {"rounds": 40, "bytes_up": 1000, "bytes_down": 2000, "seconds": 3, "workspace": "w"}
+    return DemoResult(
+        outcome=outcome,
+        private=row("federation, private", 0.83, 2.9),
+        baselines=[row("without", 0.85), row("pooled", 0.86), row("bern alone", 0.6)],
+        ledgers={"bern": {"epsilon": 2.9, "delta": 1e-5, "rounds": 40}},
+        report=Path("hanse-demo/report.html"),
+        metrics={"server": "http://127.0.0.1:1/metrics"},
+        seconds=45.0,
+    )
+
+
+def test_the_demo_ends_with_what_was_gained() -> None:
+    told, text = demo_result().as_dict(), printed(demo_result().view())
+
+    assert told["accuracy_alone"] == {"bern": 0.6}
+    assert (told["accuracy_without_privacy"], told["accuracy_pooled"]) == (0.85, 0.86)
+    facts = ("83.0%", "epsilon 2.90", "60.0%", "2.900", "1e-05", "report.html", "127.0.0.1:1")
+    for fact in facts:
+        assert fact in text
+    assert "…" not in printed(demo_result().view(), width=80)
