@@ -29,8 +29,13 @@ _KINDS = (MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY)
 
 def gates(resolve: Resolve) -> list[Mod]:
     """The mods of a site's ClientApp, outermost first."""
+    return [account(resolve), policy(resolve), ledger(resolve), egress(resolve)]
 
-    def account(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+
+def account(resolve: Resolve) -> Mod:
+    """Answer refusals by name, and let the administrator know of all that ends without a result."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         runtime = resolve(context)
         try:
             kind = _kind(message)
@@ -38,21 +43,35 @@ def gates(resolve: Resolve) -> list[Mod]:
         except HanseError as refusal:
             _tell_refusal(runtime, message, refusal)
             return error_reply(refusal, message)
+        except Exception as failure:  # told here, and raised on: its type will leave
+            _tell_failure(runtime, message, type(failure).__name__)
+            raise
         runtime.metrics.instructions.labels(kind, "result").inc()
         return reply
 
-    def policy(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    return mod
+
+
+def policy(resolve: Resolve) -> Mod:
+    """Let pass what the policy allows; it is the order under way from here on."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if message.metadata.message_type != MessageType.QUERY:
             runtime = resolve(context)
             order = runtime.accept(message)
             runtime.metrics.round.set(order.server_round)
         return call_next(message, context)
 
-    def ledger(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    return mod
+
+
+def ledger(resolve: Resolve) -> Mod:
+    """Charge a round of private training before it begins."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         runtime = resolve(context)
-        if message.metadata.message_type != MessageType.TRAIN:
-            return call_next(message, context)
-        if not reserve(runtime):
+        training = message.metadata.message_type == MessageType.TRAIN
+        if not training or not reserve(runtime):
             return call_next(message, context)
         try:
             return call_next(message, context)
@@ -61,7 +80,13 @@ def gates(resolve: Resolve) -> list[Mod]:
             # message comes again, it is a new charge.
             runtime.ledger.release(runtime.order.message_id)
 
-    def egress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    return mod
+
+
+def egress(resolve: Resolve) -> Mod:
+    """Let out what the policy lists, and write down what that was."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         runtime = resolve(context)
         reply = call_next(message, context)
         kind = message.metadata.message_type
@@ -70,7 +95,7 @@ def gates(resolve: Resolve) -> list[Mod]:
         _tell_release(runtime, message, reply.content)
         return reply
 
-    return [account, policy, ledger, egress]
+    return mod
 
 
 def _kind(message: Message) -> str:
@@ -165,4 +190,16 @@ def _tell_refusal(runtime: SiteRuntime, message: Message, refusal: HanseError) -
         run=message.metadata.run_id,
         label=refusal.label,
         reason=refusal.message,
+    )
+
+
+def _tell_failure(runtime: SiteRuntime, message: Message, kind_of_failure: str) -> None:
+    kind = message.metadata.message_type.partition(".")[0]
+    runtime.metrics.instructions.labels(kind, "failed").inc()
+    runtime.audit.write(
+        "failed",
+        id=message.metadata.message_id,
+        type=message.metadata.message_type,
+        run=message.metadata.run_id,
+        label=kind_of_failure,
     )

@@ -28,6 +28,14 @@ def check_job(policy: Policy, job: Job, server_round: int) -> None:
         raise PolicyError(_above("rounds", job.rounds, "max_rounds", policy.max_rounds))
     if not 1 <= server_round <= job.rounds:
         raise PolicyError(f"round {server_round} is not one of the job's 1 to {job.rounds}")
+    if job.privacy.private and job.privacy.sampling_rate is None and policy.count != "public":
+        # Steps, noise and what the budget covers would follow from batch_size / records; whoever
+        # may ask again and again, and sees what is refused, could tell the number of records.
+        raise PolicyError(
+            "privacy.sampling_rate is not set, and this site keeps its number of records to "
+            "itself (policy.count in site.toml)",
+            remedy="Set privacy.sampling_rate in the job, or ask the site to make count public.",
+        )
     if not job.privacy.private and not policy.allow_training_without_privacy:
         raise PrivacyRequiredError(
             'privacy.mechanism = "none", and this site does not allow it '
@@ -39,14 +47,14 @@ def check_plan(policy: Policy, job: Job, plan: LocalPlan) -> None:
     """Refuse a round's work that is out of the policy's bounds.
 
     Raises:
-        PolicyError: naming what was asked, and the bound in ``site.toml``. The server is told
-            the number where the job fixes it; what follows from the number of records is not
-            its business.
+        PolicyError: naming what was asked, and the bound in ``site.toml``. In a private job none
+            of it follows from a number of records that is private (:func:`check_job`); the
+            steps of an epoch without privacy do, so that number stays here.
     """
     if plan.steps > policy.max_steps:
         raise PolicyError(
             _above("steps", plan.steps, "max_steps", policy.max_steps),
-            discloses_nothing=job.training.steps is not None,
+            discloses_nothing=job.training.steps is not None or job.privacy.private,
         )
     if plan.privacy is None:
         return
@@ -54,19 +62,12 @@ def check_plan(policy: Policy, job: Job, plan: LocalPlan) -> None:
     if noise < policy.min_noise_multiplier:
         raise PolicyError(
             f"noise_multiplier = {noise:g} is below this site's smallest, "
-            f"{policy.min_noise_multiplier:g} (policy.min_noise_multiplier in site.toml)",
-            discloses_nothing=_fixes_noise(job),
+            f"{policy.min_noise_multiplier:g} (policy.min_noise_multiplier in site.toml)"
         )
     if norm > policy.max_clipping_norm:
         raise PolicyError(
             _above("clipping_norm", norm, "max_clipping_norm", policy.max_clipping_norm)
         )
-
-
-def _fixes_noise(job: Job) -> bool:
-    """Whether the noise follows from the job alone, and not from the number of records."""
-    calibrated_by_job = job.privacy.sampling_rate is not None and job.training.steps is not None
-    return job.privacy.noise_multiplier is not None or calibrated_by_job
 
 
 def check_model_size(policy: Policy, size_bytes: int) -> None:

@@ -93,7 +93,8 @@ class Privacy(Settings):
     ``clipping_norm`` in L2, adds Gaussian noise of standard deviation ``noise_multiplier *
     clipping_norm`` to the sum, and divides by the public ``training.batch_size``.
 
-    ``sampling_rate`` fixes q; without it a site of N records uses q = min(1, batch_size / N).
+    ``sampling_rate`` fixes q; without it a site of N records uses q = min(1, batch_size / N),
+    which only sites that make N public will do.
     Give ``noise_multiplier``, or a ``target_epsilon`` that a site's noise is calibrated to once,
     for all steps of the run. ``mechanism = "none"`` says in as many words: no privacy.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hanse.simulation import SimulatedSites
 from hanse.task import load_task
 
 from hanse_server.simulation.partition import column_of, partition, read_column
+
+log = logging.getLogger("hanse.server")
 
 
 def lay_out(
@@ -36,6 +39,11 @@ def lay_out(
             f"partition {partition_spec} needs a pooled data set",
             remedy="Name one with --data, or as simulation.data in job.toml.",
         )
+    if job.privacy.private and job.privacy.sampling_rate is None:
+        log.warning(
+            "privacy.sampling_rate is not set: a site that keeps its number of records to itself "
+            "will refuse this job"
+        )
     task = load_task(job.task.name, job.task.options)
     column = column_of(partition_spec)
     parts = partition(
@@ -53,7 +61,7 @@ def lay_out(
         data=data.resolve(),
         parts=(folder / "parts.npz").resolve(),
         holdout=job.simulation.holdout,
-        count=not job.privacy.private,
+        count=not job.privacy.private or job.privacy.sampling_rate is None,
         budget=job.privacy.target_epsilon,
     )
 

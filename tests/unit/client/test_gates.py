@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ def job(**changes: Any) -> Job:
         "training": {"steps": 2, "batch_size": 20},
         "privacy": {"noise_multiplier": 2.0},
     }
-    return Job.model_validate(settings | changes)
+    settings |= changes
+    if settings["privacy"].get("mechanism") != "none":
+        settings["privacy"] = {"sampling_rate": 0.5, **settings["privacy"]}
+    return Job.model_validate(settings)
 
 
 def site(folder: Path, **policy: Any) -> Site:
@@ -197,15 +201,44 @@ def test_the_policy_refuses_by_name_before_any_charge(
     )
 
 
-def test_what_follows_from_the_number_of_records_is_not_told(
+@pytest.mark.parametrize("batch_size", [1, 20, 40, 1000])
+def test_no_refusal_tells_the_number_of_records(
+    harbour: Callable[..., Harbour], batch_size: int
+) -> None:
+    """Whatever batch a server asks for, the answer is the same: it cannot bisect."""
+    asked = job(
+        training={"epochs": 3, "batch_size": batch_size},
+        privacy={"target_epsilon": 2.5, "sampling_rate": None},
+    )
+    for kind in (MessageType.TRAIN, MessageType.EVALUATE):
+        reply = harbour(max_steps=8, min_noise_multiplier=5.0).send(asked, kind=kind)
+        assert "keeps its number of records to itself" in str(reply.error.reason)
+
+
+def test_a_site_whose_count_is_public_works_out_the_rate_itself(
     harbour: Callable[..., Harbour],
 ) -> None:
-    by_epochs = job(training={"epochs": 3, "batch_size": 10})  # 12 steps, as there are 40 records
-    reply = harbour(max_steps=8).send(by_epochs)
-    assert reply.error.reason == "policy"
-    calibrated = job(privacy={"target_epsilon": 2.5})
-    reply = harbour(min_noise_multiplier=50.0).send(calibrated)
-    assert reply.error.reason == "policy"
+    here = harbour(count="public")
+    reply = here.send(job(privacy={"noise_multiplier": 2.0, "sampling_rate": None}))
+    assert reply.has_content()
+    assert here.ledger.entries()[0].charge.sampling_rate == 20 / RECORDS
+
+
+def test_an_unexpected_failure_is_audited_by_its_type_alone(
+    harbour: Callable[..., Harbour], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = harbour()
+    here.send(job())
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("age 93 divided by 0")
+
+    monkeypatch.setattr(here.runtime.order.trainer, "train", fail)
+    with pytest.raises(ZeroDivisionError):
+        here.send(job(), number=2, name="b")
+    last = read_audit(here.audit)[-1]
+    assert (last["event"], last["id"], last["label"]) == ("failed", "b", "ZeroDivisionError")
+    assert "93" not in json.dumps(last)
 
 
 def test_a_refusal_by_the_budget_tells_no_numbers(harbour: Callable[..., Harbour]) -> None:
