@@ -42,6 +42,7 @@ def _data_set(ledger: LedgerReader, fingerprint: str, site: Site) -> dict[str, A
         "left": stated.left,
         "delta": stated.delta,
         "rounds": stated.rounds,
+        "rounds_without_privacy": stated.unprotected,
         "entries": [
             {
                 "time": entry.reserved_at,
@@ -75,6 +76,9 @@ def ledger_view(result: dict[str, Any]) -> RenderableType:
                 f"{each['rounds']} rounds, {each['left']:.4f} left"
             )
         )
+        if each["rounds_without_privacy"]:
+            told = f"{each['rounds_without_privacy']} rounds trained on it with no privacy: "
+            parts.append(Text(told + "no epsilon bounds what they gave away", style="bold red"))
         table = Table("when", "run", "round", "noise", "rate", "steps", "state")
         for entry in each["entries"]:
             table.add_row(

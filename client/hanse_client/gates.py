@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -16,6 +17,8 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from hanse.errors import BudgetError, HanseError, LedgerError, PolicyError
 from hanse.flower import ARRAYS, METRICS, WEIGHT, error_reply
 
+from hanse_client.ledger import Statement
+from hanse_client.plan import PrivateSteps
 from hanse_client.policy import may_leave
 from hanse_client.runtime import SiteRuntime
 
@@ -115,12 +118,20 @@ def reserve(runtime: SiteRuntime) -> bool:
 
     Raises:
         BudgetError: if the budget does not cover it; nothing is charged.
+        LedgerError: if the ledger cannot be written.
     """
-    order = runtime.order
-    if order.plan.privacy is None or order.plan.charge is None:
-        return False
-    budget = runtime.site.budget
+    order, budget = runtime.order, runtime.site.budget
     with runtime.metrics.phases.during("accounting"):
+        if order.plan.privacy is None or order.plan.charge is None:
+            runtime.ledger.note_unprotected(
+                fingerprint=order.records.fingerprint,
+                message_id=order.message_id,
+                run_id=order.run_id,
+                server_round=order.server_round,
+                job_digest=order.job.digest,
+            )
+            runtime.metrics.epsilon_spent.set(math.inf)
+            return False
         stated = runtime.ledger.reserve(
             fingerprint=order.records.fingerprint,
             message_id=order.message_id,
@@ -130,18 +141,27 @@ def reserve(runtime: SiteRuntime) -> bool:
             charge=order.plan.charge,
             budget=budget,
         )
+    _state(runtime, stated, order.plan.privacy)
+    return True
+
+
+def _state(runtime: SiteRuntime, stated: Statement, mechanism: PrivateSteps) -> None:
+    """What the site's metrics show of the ledger's word, and what the server may be told of it."""
     metrics = runtime.metrics
+    metrics.noise_multiplier.set(mechanism.noise_multiplier)
+    runtime.statement = {
+        "delta": stated.delta,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "sampling_rate": mechanism.sampling_rate,
+    }
+    if stated.unprotected:
+        # No epsilon bounds what rounds without privacy gave away: none may be claimed.
+        metrics.epsilon_spent.set(math.inf)
+        metrics.epsilon_left.set(0)
+        return
     metrics.epsilon_spent.set(stated.spent)
     metrics.epsilon_left.set(stated.left)
-    metrics.noise_multiplier.set(order.plan.privacy.noise_multiplier)
-    runtime.statement = {
-        "epsilon": stated.spent,
-        "epsilon_left": stated.left,
-        "delta": budget.delta,
-        "noise_multiplier": order.plan.privacy.noise_multiplier,
-        "sampling_rate": order.plan.privacy.sampling_rate,
-    }
-    return True
+    runtime.statement |= {"epsilon": stated.spent, "epsilon_left": stated.left}
 
 
 def _let_out(runtime: SiteRuntime, content: RecordDict, kind: str) -> RecordDict:

@@ -44,6 +44,15 @@ CREATE TABLE entries (
     reserved_at REAL NOT NULL,
     released_at REAL
 ) STRICT;
+CREATE TABLE unprotected ( -- rounds that trained without privacy
+    fingerprint TEXT NOT NULL,
+    message_id TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    server_round INTEGER NOT NULL,
+    job_digest TEXT NOT NULL,
+    noted_at REAL NOT NULL,
+    PRIMARY KEY (fingerprint, message_id)
+) STRICT;
 CREATE INDEX entries_by_fingerprint ON entries (fingerprint);
 CREATE INDEX entries_by_message ON entries (message_id);
 PRAGMA user_version = {_VERSION};
@@ -85,6 +94,8 @@ class Statement:
         delta: the budget's.
         rounds: number of entries.
         tight: whether ``spent`` is the tightest bound known, not the fast one.
+        unprotected: rounds that trained on the data without privacy; if there are any, no
+            epsilon bounds what was given away, and ``spent`` is of the other rounds alone.
     """
 
     fingerprint: str
@@ -93,6 +104,7 @@ class Statement:
     delta: float
     rounds: int
     tight: bool
+    unprotected: int = 0
 
     @property
     def left(self) -> float:
@@ -161,10 +173,12 @@ class LedgerReader:
         self.close()
 
     def data_sets(self) -> list[str]:
-        """The fingerprints that were ever charged, the first charged first."""
+        """The fingerprints of the data that was ever trained on, the first first."""
         with self._checked():
             rows = self._database.execute(
-                "SELECT fingerprint FROM entries GROUP BY fingerprint ORDER BY MIN(id)"
+                "SELECT fingerprint FROM (SELECT fingerprint, reserved_at AS at FROM entries"
+                " UNION ALL SELECT fingerprint, noted_at FROM unprotected)"
+                " GROUP BY fingerprint ORDER BY MIN(at)"
             )
             return [row[0] for row in rows]
 
@@ -195,9 +209,16 @@ class LedgerReader:
         """What was spent on a data set, by the tightest accountant: this may take seconds."""
         with self._checked():
             charges, rounds = self._spending(fingerprint)
+            unprotected = self._unprotected(fingerprint)
         spent = epsilon(charges, budget.delta)
         verdict = Verdict(fits=spent <= budget.epsilon, epsilon=spent, tight=True)
-        return _statement(fingerprint, rounds, verdict, budget)
+        return _statement(fingerprint, rounds, verdict, budget, unprotected)
+
+    def _unprotected(self, fingerprint: str) -> int:
+        counted = self._database.execute(
+            "SELECT COUNT(*) FROM unprotected WHERE fingerprint = ?", (fingerprint,)
+        )
+        return int(counted.fetchone()[0])
 
     def _spending(self, fingerprint: str) -> tuple[list[Charge], int]:
         """All charges of a data set, those of one mechanism added up, and their number."""
@@ -295,7 +316,22 @@ class Ledger(LedgerReader):
                 event = (fingerprint, message_id, str(run_id), server_round, job_digest)
                 entry = self._insert((*event, *_columns(charge)))
             self._in_flight.add(entry)
-        return _statement(fingerprint, rounds, verdict, budget)
+            unprotected = self._unprotected(fingerprint)
+        return _statement(fingerprint, rounds, verdict, budget, unprotected)
+
+    def note_unprotected(
+        self, *, fingerprint: str, message_id: str, run_id: int, server_round: int, job_digest: str
+    ) -> None:
+        """Note that a round is about to train on a data set without privacy, durably.
+
+        Raises:
+            LedgerError: if it cannot be written; nothing may be trained.
+        """
+        with self._checked():
+            self._database.execute(
+                "INSERT OR IGNORE INTO unprotected VALUES (?, ?, ?, ?, ?, ?)",
+                (fingerprint, message_id, str(run_id), server_round, job_digest, time.time()),
+            )
 
     def release(self, message_id: str) -> None:
         """Mark that what was trained for a message may leave from now on, result or error.
@@ -346,7 +382,9 @@ class Ledger(LedgerReader):
         )
 
 
-def _statement(fingerprint: str, rounds: int, verdict: Verdict, budget: Budget) -> Statement:
+def _statement(
+    fingerprint: str, rounds: int, verdict: Verdict, budget: Budget, unprotected: int
+) -> Statement:
     return Statement(
         fingerprint=fingerprint,
         spent=verdict.epsilon,
@@ -354,6 +392,7 @@ def _statement(fingerprint: str, rounds: int, verdict: Verdict, budget: Budget) 
         delta=budget.delta,
         rounds=rounds,
         tight=verdict.tight,
+        unprotected=unprotected,
     )
 
 

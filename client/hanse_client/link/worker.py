@@ -8,10 +8,9 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from flwr.app import Error as FlowerError
 from flwr.app import Message
 from hanse.errors import HanseError, OutboxError
-from hanse.flower import Envelope, error_reply
+from hanse.flower import Envelope, answer, error_reply
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.message import Encoded, chunks, encode, make_header
 
@@ -20,9 +19,6 @@ from hanse_client.outbox import Outbox
 log = logging.getLogger("hanse.client")
 
 Execute = Callable[[Message], Message]
-
-CLIENT_APP_CRASHED = 2
-"""Flower's code for an exception out of a ClientApp."""
 
 
 class Worker:
@@ -100,18 +96,12 @@ class Worker:
 
 
 def _reply(instruction: Message, execute: Execute) -> tuple[pb.Header, Encoded]:
-    kind = instruction.metadata.message_type
+    reply = answer(execute, instruction)
     try:
-        return _pack(instruction, execute(instruction))
-    except HanseError as error:
-        log.warning("%s: no result: %s", kind, error)
+        return _pack(instruction, reply)
+    except HanseError as error:  # the app has answered what the wire cannot carry
+        log.warning("%s: no result: %s", instruction.metadata.message_type, error)
         return _pack(instruction, error_reply(error, instruction))
-    except Exception as error:
-        # The outermost loop of the site's work: whatever a task does, the site lives on. The
-        # text may hold private data, so only the type leaves.
-        log.exception("%s failed", kind)
-        failure = FlowerError(CLIENT_APP_CRASHED, type(error).__name__)
-        return _pack(instruction, Message(failure, reply_to=instruction))
 
 
 def _pack(instruction: Message, reply: Message) -> tuple[pb.Header, Encoded]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ def test_an_unexpected_failure_is_audited_by_its_type_alone(
         here.send(job(), number=2, name="b")
     last = read_audit(here.audit)[-1]
     assert (last["event"], last["id"], last["label"]) == ("failed", "b", "ZeroDivisionError")
-    assert "93" not in json.dumps(last)
+    assert "divided" not in json.dumps(last)
 
 
 def test_a_refusal_by_the_budget_tells_no_numbers(harbour: Callable[..., Harbour]) -> None:
@@ -271,13 +272,20 @@ def test_a_round_beyond_the_budget_is_refused_and_not_charged(
     assert 0 < here.spent() <= 3.0
 
 
-def test_training_without_privacy_where_allowed_charges_nothing(
+def test_after_training_without_privacy_no_epsilon_is_claimed(
     harbour: Callable[..., Harbour],
 ) -> None:
-    here = harbour(allow_training_without_privacy=True, release=("epsilon",))
-    reply = here.send(job(privacy={"mechanism": "none"}))
-    assert set(reply.content.metric_records[METRICS]) == {WEIGHT}
+    here = harbour(allow_training_without_privacy=True, release=("*",))
+    reply = here.send(job(privacy={"mechanism": "none"}), name="a")
+    assert "epsilon" not in reply.content.metric_records[METRICS]
     assert here.spent() == 0
+    stated = here.ledger.statement("f" * 64, here.runtime.site.budget)
+    assert (stated.unprotected, stated.rounds) == (1, 0)
+    private = here.send(job(), name="b").content.metric_records[METRICS]
+    assert private["noise_multiplier"] == 2.0
+    assert not {"epsilon", "epsilon_left"} & set(private)
+    shown = here.metrics.registry.get_sample_value("hanse_client_epsilon_spent")
+    assert shown == math.inf
 
 
 def test_a_message_of_anybody_else_is_refused(harbour: Callable[..., Harbour]) -> None:
