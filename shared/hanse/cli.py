@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import hanse
-from hanse.errors import HanseError, JobError, MissingExtraError
+from hanse.errors import HanseError, MissingExtraError, TaskError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
@@ -199,7 +199,7 @@ def check_task(
 
     show({"findings": [asdict(finding) for finding in findings]}, as_json, render)
     if not all(finding.ok for finding in findings):
-        raise typer.Exit(JobError.exit_code)
+        raise typer.Exit(TaskError.exit_code)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import hanse
 import pytest
 import typer
 from hanse import cli
-from hanse.errors import BudgetError
+from hanse.errors import BudgetError, TaskError
+from hanse.examples import example
 
 EVERY_COMMAND = (
     "demo",
@@ -177,6 +178,22 @@ def test_an_error_is_one_line_its_remedy_and_its_code(
         "remedy": remedy.strip(),
         "exit_code": code,
     }
+
+
+def test_a_task_that_does_not_hold_up_is_told_check_by_check(run: Hanse, tmp_path: Path) -> None:
+    folder = example("heart")
+    sound = run("task", "check", str(folder / "job.toml"), "--data", str(folder / "hungary.csv"))
+    assert sound.code == 0, sound.out
+    assert "FAIL" not in sound.out
+    text = (folder / "job.toml").read_text().replace('column = "num"', 'column = "number"')
+    (tmp_path / "job.toml").write_text(text)
+    arguments = ("task", "check", str(tmp_path / "job.toml"), "--data")
+    failed = run(*arguments, str(folder / "hungary.csv"), "--json")
+    assert failed.code == TaskError.exit_code
+    findings = {each["name"]: each for each in json.loads(failed.out)["findings"]}
+    assert findings["model"]["ok"]
+    assert not findings["data"]["ok"]
+    assert findings["data"]["remedy"]
 
 
 def test_words_in_brackets_reach_the_screen(run: Hanse, fresh: typer.Typer) -> None:
