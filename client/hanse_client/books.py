@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hanse_client.ledger import LedgerReader
+from hanse_client.ledger_reader import LedgerReader
 from hanse_client.site import Site
 
 

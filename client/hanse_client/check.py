@@ -15,7 +15,7 @@ from hanse.tls import load_identity
 
 from hanse_client import device
 from hanse_client.books import ledger_path
-from hanse_client.ledger import LedgerReader
+from hanse_client.ledger_reader import LedgerReader
 from hanse_client.link import greet
 from hanse_client.plan import plan_round
 from hanse_client.policy import check_job, check_plan

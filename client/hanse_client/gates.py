@@ -17,7 +17,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from hanse.errors import BudgetError, HanseError, LedgerError, PolicyError
 from hanse.flower import ARRAYS, METRICS, WEIGHT, error_reply
 
-from hanse_client.ledger import Statement
+from hanse_client.ledger_reader import Statement
 from hanse_client.plan import PrivateSteps
 from hanse_client.policy import may_leave
 from hanse_client.runtime import SiteRuntime

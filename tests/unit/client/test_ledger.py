@@ -16,7 +16,8 @@ from textwrap import dedent
 import pytest
 from hanse.errors import BudgetError, LedgerError
 from hanse.privacy.accounting import Charge, epsilon
-from hanse_client.ledger import Ledger, LedgerReader, Statement
+from hanse_client.ledger import Ledger
+from hanse_client.ledger_reader import LedgerReader, Statement
 from hanse_client.site import Budget
 
 BUDGET = Budget(epsilon=8.0, delta=1e-5)
