@@ -53,14 +53,6 @@ class Examples:
         """The same records on ``device``."""
         return Examples(tuple(tensor.to(device) for tensor in self.inputs), self.targets.to(device))
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the records, as 64 hex digits: the same data under any name."""
-        digest = hashlib.sha256()
-        for tensor in (*self.inputs, self.targets):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
 
 class NoOptions(Settings):
     """The options of a task that has none."""
