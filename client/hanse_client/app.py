@@ -23,8 +23,8 @@ from hanse.flower import (
 from hanse.task import task_digest, task_names
 
 from hanse_client import device
-from hanse_client.gates import Resolve, gates
-from hanse_client.runtime import SiteRuntime
+from hanse_client.gates import gates
+from hanse_client.runtime import Resolve, SiteRuntime
 
 
 def make_client_app(resolve: Resolve) -> ClientApp:

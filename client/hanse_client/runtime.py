@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from flwr.app import ConfigRecord, Message, MessageType
+from flwr.app import ConfigRecord, Context, Message, MessageType
 from hanse.config import validate
 from hanse.errors import JobError, PolicyError
 from hanse.flower import CONFIG, JOB, PROXIMAL_MU, ROUND, only_arrays
 from hanse.job import Job
+from hanse.privacy.accounting import Charge
 from hanse.records import Records
 from hanse.task import AnyTask, load_task
 
@@ -35,14 +36,18 @@ class Order:
     """An instruction that passed the policy: what is to be done, and with what.
 
     Attributes:
-        plan: what a training round does here; the ledger charges by it.
+        kind: Flower's type of the instruction, ``train`` or ``evaluate``.
+        plan: what a training round does here.
+        charge: what carrying the order out costs of the privacy budget; None for nothing.
     """
 
     job: Job
+    kind: str
     server_round: int
     run_id: int
     message_id: str
     plan: LocalPlan
+    charge: Charge | None
     trainer: Trainer
     records: Records
 
@@ -113,14 +118,17 @@ class SiteRuntime:
             proximal_mu=_proximal_mu(config),
         )
         check_plan(policy, job, plan)
-        if message.metadata.message_type == MessageType.TRAIN:
+        kind = message.metadata.message_type
+        if kind == MessageType.TRAIN:
             trainer.check(records.train, plan)
         self._order = Order(
             job=job,
+            kind=kind,
             server_round=server_round,
             run_id=message.metadata.run_id,
             message_id=message.metadata.message_id,
             plan=plan,
+            charge=plan.charge if kind == MessageType.TRAIN else None,
             trainer=trainer,
             records=records,
         )
@@ -149,6 +157,10 @@ class SiteRuntime:
             self._warm = Trainer(task, self.device), self._read(task)
             self._job = job
         return self._warm
+
+
+Resolve = Callable[[Context], SiteRuntime]
+"""Which site a context speaks for: a real client has one, a simulation many."""
 
 
 def _model_bytes(message: Message) -> int:

@@ -21,12 +21,12 @@ class Outcome:
     """What a step saw, before it changed the weights.
 
     Attributes:
-        loss: sum of the losses of its records.
+        losses: of its records, shape (B,), on the device of the step.
         clipped: how many of their gradients were clipped; 0 in a step without privacy.
     """
 
     records: int
-    loss: float
+    losses: Tensor
     clipped: int = 0
 
 
@@ -61,7 +61,7 @@ class PlainStep:
         torch.autograd.backward(losses.mean())
         self._pull()
         self._optimizer.step()
-        return Outcome(records=len(batch), loss=float(losses.detach().sum()))
+        return Outcome(records=len(batch), losses=losses.detach())
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -123,7 +123,7 @@ class Trainer:
             for indices in _batches(len(examples), plan, randomness):
                 outcome = step(self._batch(examples, indices, plan, randomness))
                 drawn += outcome.records
-                loss += outcome.loss
+                loss += float(outcome.losses.sum())
                 clipped += outcome.clipped
         update = self._update(weights, private=plan.privacy is not None)
         return TrainingResult(

@@ -67,22 +67,22 @@ class PrivateStep:
         self._optimizer.attach_step_hook(lambda _: pull())
 
     def __call__(self, batch: Examples) -> Outcome:
-        loss, clipped = 0.0, 0
+        losses, clipped = [batch.targets.new_zeros(0, dtype=torch.float32)], 0
         parts = torch.split(torch.arange(len(batch)), self._physical)  # of none: one, empty
         for number, part in enumerate(parts, start=1):
             self._optimizer.zero_grad()
             if len(part) > 0:
-                loss += self._backward(batch.take(part))
+                losses.append(self._backward(batch.take(part)))
             self._fill_in(len(part))
             clipped += self._count_clipped()
             self._optimizer.signal_skip_step(do_skip=number < len(parts))
             self._optimizer.step()
-        return Outcome(records=len(batch), loss=loss, clipped=clipped)
+        return Outcome(records=len(batch), losses=torch.cat(losses), clipped=clipped)
 
-    def _backward(self, part: Examples) -> float:
+    def _backward(self, part: Examples) -> Tensor:
         losses = self._loss(self._model(*part.inputs), part.targets)
         torch.autograd.backward(losses.sum())
-        return float(losses.detach().sum())
+        return losses.detach()
 
     def _fill_in(self, records: int) -> None:
         """Zeros for parameters that had no part in the batch: they get their noise too."""
