@@ -257,6 +257,20 @@ class CalibrationError(HanseError):
     discloses_nothing = True
 
 
+class DataChangedError(LedgerError):
+    exit_code = 45
+    label = "data_changed"
+    help = "The data is not known to the privacy ledger: is it of the same people as before?"
+    remedy_hint = "Answer with `hanse client ledger SITE --adopt ACCOUNT`, or `--adopt new`."
+
+
+class LedgerBrokenError(LedgerError):
+    exit_code = 46
+    label = "ledger_broken"
+    help = "The privacy ledger or the audit trail was changed by hand, cut off, or damaged."
+    remedy_hint = "Keep both files as they are, and find out who changed them; nothing was trained."
+
+
 # --- 50-59: the federation ----------------------------------------------------------------
 
 
