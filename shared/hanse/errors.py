@@ -260,7 +260,7 @@ class CalibrationError(HanseError):
 class DataChangedError(LedgerError):
     exit_code = 45
     label = "data_changed"
-    help = "The data is not known to the privacy ledger: is it of the same people as before?"
+    help = "The privacy ledger does not know the data: it asks whether the people are the same."
     remedy_hint = "Answer with `hanse client ledger SITE --adopt ACCOUNT`, or `--adopt new`."
 
 
