@@ -271,6 +271,14 @@ class LedgerBrokenError(LedgerError):
     remedy_hint = "Keep both files as they are, and find out who changed them; nothing was trained."
 
 
+class AuditError(HanseError):
+    exit_code = 47
+    label = "audit"
+    help = "The empirical audit speaks against the engine of private training as it is built here."
+    remedy_hint = "Train nothing private with it; audit again, and report it if it fails again."
+    discloses_nothing = True
+
+
 # --- 50-59: the federation ----------------------------------------------------------------
 
 
