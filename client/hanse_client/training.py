@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hanse_client.plan import LocalPlan
 from hanse_client.privacy.checks import check_augmentation, check_per_example, check_provable
+from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.noise import fresh_seed
 from hanse_client.privacy.sampling import poisson_batches
-from hanse_client.privacy.step import PrivateStep, per_record_gradients
 from hanse_client.steps import (
     PlainStep,
     RecordLoss,
@@ -166,12 +166,10 @@ class Trainer:
             yield PlainStep(self._model, loss, optimizer, pull)
             optimizer.zero_grad()
             return
-        with per_record_gradients(self._model):
-            step = PrivateStep(
-                self._model, loss, optimizer, plan.privacy, batch_size=plan.batch_size, pull=pull
-            )
-            yield step
-            step.close()
+        with DpEngine(
+            self._model, loss, optimizer, plan.privacy, batch_size=plan.batch_size, pull=pull
+        ) as engine:
+            yield engine
 
     def _batch(
         self, examples: Examples, indices: Tensor, plan: LocalPlan, randomness: torch.Generator

@@ -7,14 +7,16 @@ nothing about the data and costs no privacy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import torch
 from hanse.errors import CoupledLossError, TaskError, UnprovableModelError
 from hanse.task import AnyTask, Examples
 from torch import Tensor, nn
 
-from hanse_client.privacy.step import per_record_gradients
+from hanse_client.privacy.clipping import Clipping
+from hanse_client.privacy.hooks import HooksBackend
 from hanse_client.steps import RecordLoss, trainable
 
 _PROBED = 4
@@ -195,18 +197,24 @@ def _check_buffers(model: nn.Module, batch: Examples) -> None:
 
 
 def _check_sums(model: nn.Module, loss: RecordLoss, batch: Examples) -> None:
-    """Hold the gradients by record, as training gets them, against that of the batch."""
+    """Hold the clipped sum, as training gets it, against that of a loop over the records."""
+    with _seeded():
+        _, _, gradients = _by_record(model, loss, batch)
+    norms = gradients.norm(dim=1)
+    clipping = Clipping(float(norms.median()) or 1.0)
+    expected = clipping.factors(norms) @ gradients
     try:
-        with per_record_gradients(model):
-            torch.autograd.backward(loss(model(*batch.inputs), batch.targets).sum())
-            found = {name: _gradients(p) for name, p in model.named_parameters() if p.requires_grad}
+        with _seeded(), closing(HooksBackend(model, loss, clipping)) as backend:
+            found = backend.clipped_sum(batch)
     except (NotImplementedError, RuntimeError, ValueError) as error:
         raise UnprovableModelError(
             "Opacus cannot take the model's gradients record by record",
             remedy="Use layers that Opacus knows, and no operations in place.",
         ) from error
-    for name, (whole, by_record) in found.items():
-        if not _alike(whole[None], by_record.sum(dim=0)[None]):
+    learned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    parts = torch.split(expected, list(learned.values()))
+    for name, total, loop in zip(learned, found.sums, parts, strict=True):
+        if not _alike(total.reshape(1, -1), loop[None]):
             raise UnprovableModelError(
                 f"parameter {name!r} is used outside the layer that it belongs to, so that its "
                 "gradients cannot be had record by record",
@@ -214,8 +222,9 @@ def _check_sums(model: nn.Module, loss: RecordLoss, batch: Examples) -> None:
             )
 
 
-def _gradients(parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """The gradient of the batch, and those of its records; zeros where there are none."""
-    whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    by_record: Tensor | None = getattr(parameter, "grad_sample", None)
-    return whole, whole.new_zeros((1, *whole.shape)) if by_record is None else by_record
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The same dropout each time; torch's own randomness goes on as if nothing had been."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

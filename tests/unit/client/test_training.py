@@ -20,7 +20,7 @@ from hanse.job import Optimizer
 from hanse.task import Examples, NoOptions, Task
 from hanse_client import training
 from hanse_client.plan import LocalPlan, PrivateSteps
-from hanse_client.privacy import step as private
+from hanse_client.privacy import engine as private
 from hanse_client.steps import record_loss
 from hanse_client.training import Trainer
 from torch import Tensor, nn
@@ -357,13 +357,13 @@ def test_every_planned_step_is_taken_and_none_is_skipped_for_being_empty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken = []
-    call = private.PrivateStep.__call__
+    call = private.DpEngine.__call__
 
-    def counting(self: private.PrivateStep, batch: Examples) -> Any:
+    def counting(self: private.DpEngine, batch: Examples) -> Any:
         taken.append(len(batch))
         return call(self, batch)
 
-    monkeypatch.setattr(private.PrivateStep, "__call__", counting)
+    monkeypatch.setattr(private.DpEngine, "__call__", counting)
     privacy = PrivateSteps(sampling_rate=1e-12, noise_multiplier=1.0, clipping_norm=1.0)
     plan = a_plan(privacy=privacy, steps=5, batch_size=1, lr=1.0)
     result = a_trainer().train(weights_of(Digits), records(), plan)

@@ -1,0 +1,77 @@
+"""Clipping: how much of each record's gradient enters the sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from hanse.task import Examples
+from torch import Tensor
+
+MARGIN = 1e-3
+"""Share of the clipping norm kept for rounding, far above what float32 needs."""
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """To ``norm`` in L2, less :data:`MARGIN` of it, so that rounding never exceeds ``norm``."""
+
+    norm: float
+
+    @property
+    def bound(self) -> float:
+        """The largest norm that is left as it is."""
+        return self.norm * (1.0 - MARGIN)
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """What each gradient is multiplied by, in [0, 1], for norms of shape (B,).
+
+        A norm that is not finite gets 0: no factor brings such a gradient down to the clipping
+        norm, one would make the whole sum NaN, and weights can be chosen so that a certain
+        record has one. Who multiplies must still see to it that 0 times infinity is 0.
+        """
+        factors = (self.bound / norms).clamp(max=1.0)
+        return torch.where(norms.isfinite(), factors, 0.0)
+
+    def clipped(self, norms: Tensor) -> int:
+        """How many gradients lose something."""
+        return int((~(norms <= self.bound)).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedSum:
+    """What a backend makes of a part of a batch.
+
+    Attributes:
+        sums: the sum of the records' clipped gradients, one tensor for each trainable parameter,
+            in their order and shapes; contiguous, and the receiver's to change.
+        losses: shape (B,).
+        norms: L2 norms of the gradients before clipping, shape (B,); where one is not finite,
+            the record adds nothing to the sums.
+    """
+
+    sums: tuple[Tensor, ...]
+    losses: Tensor
+    norms: Tensor
+
+
+class Backend(Protocol):
+    """A way to get the sum of the clipped gradients of a batch's records.
+
+    Guarantee asked of each: adding or removing one record moves the sums, taken together, by at
+    most the clipping norm in L2, for whatever weights and records.
+    """
+
+    @property
+    def name(self) -> str:
+        """What job files, logs and metrics call it."""
+        ...
+
+    def clipped_sum(self, part: Examples) -> ClippedSum:
+        """The sum over ``part``, which holds at least one record."""
+        ...
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        ...

@@ -1,0 +1,124 @@
+"""The engine of private training: clip each record's gradient, add noise to their sum, step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal
+
+import torch
+from hanse.task import Examples
+from torch import nn
+
+from hanse_client.plan import PrivateSteps
+from hanse_client.privacy.clipping import Backend, Clipping
+from hanse_client.privacy.hooks import HooksBackend
+from hanse_client.privacy.noise import NoiseSource, SecureNoise, add_noise
+from hanse_client.steps import Outcome, RecordLoss, trainable
+
+BackendName = Literal["auto", "hooks"]
+
+PHYSICAL_BATCH = 256
+"""Records that go through the model at once, at most."""
+
+HELD_AT_ONCE = 2**28
+"""Numbers held at once for the gradients of a part: a GiB of float32."""
+
+
+class DpEngine:
+    """A step of DP-SGD (Abadi et al. 2016, arXiv 1607.00133) on any of several backends.
+
+    Guarantee: whatever the batch, the gradient that the optimiser gets is the sum of the
+    records' gradients, each clipped to ``clipping_norm`` in L2, plus Gaussian noise of standard
+    deviation ``noise_multiplier * clipping_norm`` in each coordinate, over ``batch_size``.
+    Adding or removing one record moves the sum by at most ``clipping_norm``; one whose gradient
+    is not finite adds nothing to it. With batches from
+    :func:`hanse_client.privacy.sampling.poisson_batches`, empty ones included, that is the
+    mechanism which :class:`hanse.privacy.accounting.Charge` describes. It assumes a model and a
+    loss that pass :mod:`hanse_client.privacy.checks`.
+
+    A batch that is too large for memory goes through the model in parts; their clipped sums are
+    added up, and noise is added once.
+
+    Args:
+        batch_size: the nominal one, a public constant: the true sizes are private.
+        pull: adds to the gradients, after the noise, what is no function of the records.
+        physical_batch: records in a part, at most; by an estimate of the memory if None.
+        noise: fresh :class:`SecureNoise` if None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: RecordLoss,
+        optimizer: torch.optim.Optimizer,
+        privacy: PrivateSteps,
+        *,
+        batch_size: int,
+        pull: Callable[[], None],
+        backend: BackendName = "auto",
+        physical_batch: int | None = None,
+        noise: NoiseSource | None = None,
+    ) -> None:
+        self._parameters = trainable(model)
+        self._optimizer = optimizer
+        self._batch_size = batch_size
+        self._pull = pull
+        self._clipping = Clipping(privacy.clipping_norm)
+        self._deviation = privacy.noise_multiplier * privacy.clipping_norm
+        self._noise: NoiseSource = SecureNoise() if noise is None else noise
+        self.backend: Backend = HooksBackend(model, loss, self._clipping)
+        size = sum(parameter.numel() for parameter in self._parameters)
+        self._physical = physical_batch or max(1, min(PHYSICAL_BATCH, HELD_AT_ONCE // size))
+
+    def __enter__(self) -> DpEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __call__(self, batch: Examples) -> Outcome:
+        """One step of the optimiser on ``batch``, which may be empty."""
+        outcome = self._accumulate(batch)
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                raise RuntimeError("a trainable parameter has no gradient to add noise to")
+            add_noise(parameter.grad, self._deviation, self._noise)
+            parameter.grad.div_(self._batch_size)
+        self._pull()
+        self._optimizer.step()
+        return outcome
+
+    def close(self) -> None:
+        """Free the gradients, and leave the model as it was."""
+        self.backend.close()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _accumulate(self, batch: Examples) -> Outcome:
+        """Leave the sum of the clipped gradients in ``grad``."""
+        sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+        losses, clipped = [batch.targets.new_zeros(0, dtype=torch.float32)], 0
+        for part in _parts(batch, self._physical):
+            clipped_sum = self.backend.clipped_sum(part)
+            for total, addend in zip(sums, clipped_sum.sums, strict=True):
+                total.add_(addend)
+            losses.append(clipped_sum.losses)
+            clipped += self._clipping.clipped(clipped_sum.norms)
+        for parameter, total in zip(self._parameters, sums, strict=True):
+            parameter.grad = total
+        return Outcome(records=len(batch), losses=torch.cat(losses), clipped=clipped)
+
+
+def _parts(batch: Examples, size: int) -> list[Examples]:
+    """``batch`` in parts of ``size`` records at most; none of an empty one."""
+    if 0 < len(batch) <= size:
+        return [batch]
+    return [
+        batch.take(torch.arange(start, min(start + size, len(batch))))
+        for start in range(0, len(batch), size)
+    ]
