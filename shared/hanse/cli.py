@@ -55,6 +55,7 @@ class Side:
 SIDES = (
     Side("server", "hanse_server.cli:register", ("matplotlib",), ("server", "provision", "report")),
     Side("client", "hanse_client.cli:register", ("opacus",), ("client",)),
+    Side("client", "hanse_client.canaries.cli:register", ("opacus",), ("audit",)),
     Side(
         "all",
         "hanse_server.cli:register_simulation",

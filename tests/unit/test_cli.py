@@ -20,6 +20,7 @@ from hanse.errors import BudgetError, TaskError
 from hanse.examples import example
 
 EVERY_COMMAND = (
+    "audit",
     "demo",
     "provision",
     "report",
@@ -129,6 +130,7 @@ def test_the_version(run: Hanse) -> None:
         ("simulate", "job.toml", "--sites", "-2"),
         ("simulate", "job.toml", "--holdout", "1.5"),
         ("server", "run", "job.toml", "--port", "99999"),
+        ("audit", "job.toml", "--canaries", "1"),
         ("provision", "--sign", "no-equals-sign"),
     ],
 )
@@ -150,6 +152,7 @@ def test_a_mistake_on_the_command_line(run: Hanse, arguments: tuple[str, ...]) -
         (10, "job", ("simulate", "{}/none.toml")),
         (10, "job", ("server", "run", "{}/none.toml")),
         (10, "job", ("task", "check", "{}/none.toml")),
+        (10, "job", ("audit", "{}/none.toml")),
         (11, "site_file", ("client", "check", "{}/site.toml")),
         (11, "site_file", ("client", "run", "{}/site.toml")),
         (11, "site_file", ("client", "ledger", "{}/site.toml")),

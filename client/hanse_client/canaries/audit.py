@@ -1,0 +1,107 @@
+"""`hanse audit`: whether the engine as built here carries out what a job claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import torch
+from hanse.errors import JobError
+from hanse.job import Job
+from hanse.privacy.accounting import Charge, epsilon, merge
+
+from hanse_client.canaries.band import bands, false_alarms, fixed_guesses, simulated
+from hanse_client.canaries.bound import epsilon_at_least
+from hanse_client.canaries.design import Design
+from hanse_client.canaries.run import run
+from hanse_client.canaries.scores import measure
+from hanse_client.canaries.verdict import Audit, Finding
+from hanse_client.plan import LocalPlan, plan_round
+
+CANARIES = 1000
+MOST_STEPS = 10_000
+"""Steps that are audited at most: of a longer run, its beginning."""
+
+SIMULATIONS = 20_000
+"""Simulated runs of the ideal mechanism."""
+
+CONFIDENCE = 0.95
+REFUTED = 0.9995
+"""Confidence at which a claim counts as refuted; at 0.95 one correct engine in 20 might be."""
+
+
+def audit(
+    job: Job,
+    *,
+    records: int | None = None,
+    canaries: int = CANARIES,
+    simulations: int = SIMULATIONS,
+    device: torch.device,
+) -> Audit:
+    """Train on canaries by the site's own code, for the steps of ``job``'s run.
+
+    Guesses are fixed and the band is simulated before the run; nothing is seeded. A correct
+    engine does not pass with a probability of at most :attr:`Audit.false_alarms`.
+
+    Args:
+        records: of a site, where the job leaves the sampling rate to it.
+        canaries: how many; more of them see finer faults.
+
+    Raises:
+        JobError: if the job trains without privacy, or its sampling rate is not known.
+        CalibrationError: if no noise reaches the job's target epsilon.
+    """
+    started = time.monotonic()
+    plans, mechanism = _planned(job, records)
+    delta = job.privacy.delta
+    claimed = epsilon([mechanism], delta)
+    design = Design.of(canaries, mechanism.sampling_rate)
+    guesses = fixed_guesses(mechanism, design, delta)
+    limits = bands(simulated(mechanism, design, guesses, simulations))
+    scores = run(plans, job.privacy.clipping_norm, design, device)
+    found = {name: float(values[0]) for name, values in measure(scores, guesses)}
+    guessed = {"canaries": canaries, "guesses": guesses, "right": int(found["right"])}
+    return Audit(
+        job=job.name,
+        mechanism=mechanism,
+        run_steps=job.rounds * plans[0].steps,
+        clipping_norm=job.privacy.clipping_norm,
+        device=str(device),
+        **guessed,
+        included=int(scores.included.sum()),
+        delta=delta,
+        claimed=claimed,
+        at_least=epsilon_at_least(**guessed, delta=delta, confidence=CONFIDENCE),
+        refuted=epsilon_at_least(**guessed, delta=delta, confidence=REFUTED) > claimed,
+        findings=tuple(
+            Finding(name=name, value=value, band=limits[name]) for name, value in found.items()
+        ),
+        false_alarms=false_alarms(simulations, len(found)) + 1.0 - REFUTED,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _planned(job: Job, records: int | None) -> tuple[list[LocalPlan], Charge]:
+    """The rounds to be trained, and their mechanism over all of their steps."""
+    if not job.privacy.private:
+        raise JobError(
+            f"{job.name} trains without privacy (privacy.mechanism = 'none'): it claims nothing "
+            "that could be audited",
+            remedy="Set [privacy] in job.toml, or name another job.",
+        )
+    if job.privacy.sampling_rate is None and records is None:
+        raise JobError(
+            f"{job.name} leaves privacy.sampling_rate to each site: batch_size / records",
+            remedy="Give --records, the number of training records of the site in question.",
+        )
+    plans: list[LocalPlan] = []
+    left = MOST_STEPS
+    for server_round in range(1, job.rounds + 1):
+        plan = plan_round(job, server_round, records or 1, site="audit")
+        plans.append(dataclasses.replace(plan, steps=min(plan.steps, left)))
+        left -= plans[-1].steps
+        if left == 0:
+            break
+    # Noise and sampling rate are those of the run: the rounds merge into one.
+    (mechanism,) = merge(plan.charge for plan in plans if plan.charge is not None)
+    return plans, mechanism

@@ -1,0 +1,100 @@
+"""What an audit comes to: each figure of the run beside what a correct engine's would be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hanse.errors import AuditError
+from hanse.privacy.accounting import Charge
+
+from hanse_client.canaries.band import Band
+
+CAVEAT = (
+    "An audit can find that the engine leaks more than it should; it cannot prove that it does "
+    "not, and gives no upper bound of epsilon."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A statistic of the run (see :class:`hanse_client.canaries.scores.Statistics`).
+
+    Attributes:
+        band: where those of a correct engine lie.
+    """
+
+    name: str
+    value: float
+    band: Band
+
+    @property
+    def ok(self) -> bool:
+        return self.band.holds(self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What one run showed.
+
+    Attributes:
+        job: its name.
+        mechanism: what was carried out, over all steps together.
+        run_steps: the steps of the job's whole run, of which the first ones were audited.
+        canaries: how many there were, ``included`` of them in the data set.
+        guesses: how many guesses were made, as fixed before the run, ``right`` of them right.
+        claimed: the epsilon that the mechanism costs at ``delta``, by the ledger's accountant.
+        at_least: the epsilon that the right guesses prove with 95 % confidence.
+        refuted: whether they refute the claim, with 99.95 % confidence.
+        false_alarms: the largest probability that a correct engine does not pass.
+        seconds: wall time.
+    """
+
+    job: str
+    mechanism: Charge
+    run_steps: int
+    clipping_norm: float
+    device: str
+    canaries: int
+    included: int
+    guesses: int
+    right: int
+    delta: float
+    claimed: float
+    at_least: float
+    refuted: bool
+    findings: tuple[Finding, ...]
+    false_alarms: float
+    seconds: float
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What speaks against the engine; nothing, where it passed."""
+        outside = [
+            f"{each.name} = {each.value:.4g} is outside the {each.band.low:.4g} to "
+            f"{each.band.high:.4g} of a correct engine"
+            for each in self.findings
+            if not each.ok
+        ]
+        if self.refuted:
+            guessed = f"{self.right} right guesses of {self.guesses}"
+            outside.append(f"{guessed} refute the epsilon of {self.claimed:.4g} that is claimed")
+        return tuple(outside)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.faults:
+            return "The engine does not carry out the mechanism that the job claims."
+        return (
+            f"Nothing speaks against the claim: epsilon is at least {self.at_least:.3g} by the "
+            f"audit and at most {self.claimed:.3g} by the accountant."
+        )
+
+    def verify(self) -> None:
+        """Let pass an audit that nothing speaks against.
+
+        Raises:
+            AuditError: if anything does.
+        """
+        if self.faults:
+            raise AuditError("; ".join(self.faults))
