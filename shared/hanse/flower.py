@@ -46,6 +46,9 @@ ROUND = "server-round"
 WEIGHT = "num-examples"
 """Metric key of a reply's aggregation weight; the name is Flower's."""
 
+TERMS = "terms"
+"""Key of the ConfigRecord of a reply that tells how its metrics were let out."""
+
 PROXIMAL_MU = "proximal-mu"
 """Config key of FedProx's mu; the name is Flower's."""
 

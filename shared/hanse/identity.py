@@ -1,4 +1,4 @@
-"""Who is who: a site's certificate name, and the node id that Flower knows it by."""
+"""What things may be called: sites, the nodes that Flower knows them by, and metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import hashlib
 
 SITE_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """What a site may be called: a DNS label, as it stands in the site's certificate."""
+
+
+METRIC_NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"
+"""What a metric may be called: its name becomes a label in Prometheus and a key in files."""
 
 
 def node_id_of(site: str) -> int:

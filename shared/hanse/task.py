@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -52,6 +52,24 @@ class Examples:
     def to(self, device: torch.device) -> Examples:
         """The same records on ``device``."""
         return Examples(tuple(tensor.to(device) for tensor in self.inputs), self.targets.to(device))
+
+
+RecordValues = Callable[[Tensor, Tensor], Tensor]
+"""Outputs (N, ...) and targets (N, ...) to a value of each record, (N,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordMetric:
+    """A metric that is the mean of a bounded value of each record, so that a site can noise it.
+
+    Attributes:
+        values: of record i from ``outputs[i]`` and ``targets[i]`` alone, in [0, bound]; what
+            lies outside is clipped, and NaN counts as the bound.
+        bound: a declared constant, no statistic of the data.
+    """
+
+    values: RecordValues
+    bound: float = 1.0
 
 
 class NoOptions(Settings):
@@ -99,6 +117,15 @@ class Task(ABC, Generic[O_co]):
     @abstractmethod
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics over all N records of an evaluation, besides the loss; finite numbers."""
+
+    def record_metrics(self) -> Mapping[str, RecordMetric]:
+        """Those of :meth:`metrics`, by name, that are means of bounded values of records.
+
+        A site lets these out with noise under its privacy budget, and any other metric only as
+        it is. They are declared apart from their values, so that a site can charge for what it
+        will release before a record is looked at. None by default.
+        """
+        return {}
 
     def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Random augmentation of a batch, each record on its own; none by default."""

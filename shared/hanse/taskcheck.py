@@ -43,7 +43,7 @@ class Finding:
 
     Attributes:
         name: of the check: ``task``, ``model``, ``weights``, ``data``, ``loss``, ``gradients``,
-            ``metrics``, ``augmentation`` or ``privacy``.
+            ``metrics``, ``noise``, ``augmentation`` or ``privacy``.
         message: what was found, or what is wrong.
         remedy: what to do about it; empty where all is well.
     """
@@ -105,6 +105,7 @@ def _tried_on(
         return
     yield from _try("gradients", lambda: _gradients(model, losses), lambda _: "reach every weight")
     yield from _try("metrics", lambda: _metrics(task, model, probe), _named)
+    yield from _try("noise", lambda: _record_metrics(task, model, probe), _noised)
     yield from _try("augmentation", lambda: _augmented(task, probe), lambda _: "keeps the shapes")
     yield from _try(
         "privacy", lambda: _prove(model, probe, loss), lambda _: "each record stands on its own"
@@ -230,6 +231,49 @@ def _metrics(task: AnyTask, model: nn.Module, probe: Examples) -> dict[str, floa
 
 def _named(metrics: Mapping[str, float]) -> str:
     return ", ".join(metrics) or "none but the loss"
+
+
+def _record_metrics(task: AnyTask, model: nn.Module, probe: Examples) -> list[str]:
+    """The names of the metrics that can be noised, each held against what it declares."""
+    with torch.no_grad():
+        outputs = model.eval()(*probe.inputs)
+    model.train()
+    whole = task.metrics(outputs, probe.targets)
+    declared = task.record_metrics()
+    for name, metric in declared.items():
+        values = metric.values(outputs, probe.targets)
+        if values.shape != (len(probe),):
+            raise TaskError(
+                f"record_metrics: {name} of {len(probe)} records has the shape "
+                f"{list(values.shape)}",
+                remedy=f"Return one value a record, [{len(probe)}] here.",
+            )
+        outside = (values < 0) | (values > metric.bound)
+        if not torch.isfinite(values).all() or bool(outside.any()):
+            raise TaskError(
+                f"record_metrics: {name} has values outside [0, {metric.bound:g}]",
+                remedy="Declare the bound that holds for all records; sites clip to it.",
+            )
+        alone = torch.cat(
+            [metric.values(outputs[i : i + 1], probe.targets[i : i + 1]) for i in range(len(probe))]
+        )
+        if not torch.allclose(alone.double(), values.double(), rtol=1e-4, atol=1e-6):
+            raise TaskError(
+                f"record_metrics: {name} of a record depends on the other records",
+                remedy="Compute record i's value from outputs[i] and targets[i] alone.",
+            )
+        mean = float(values.double().mean())  # clipping may have made it less than the whole
+        if name in whole and mean > whole[name] * (1 + 1e-4) + 1e-6:
+            raise TaskError(
+                f"record_metrics: {name} is {mean:.6g} on average, and only {whole[name]:.6g} "
+                "in metrics()",
+                remedy="Let one name mean one thing.",
+            )
+    return list(declared)
+
+
+def _noised(names: list[str]) -> str:
+    return f"can be put on {', '.join(['the loss', *names])}"
 
 
 def _augmented(task: AnyTask, probe: Examples) -> None:

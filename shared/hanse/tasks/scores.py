@@ -15,10 +15,30 @@ def classification(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """
     if len(targets) == 0:
         return {}
-    scores = {"accuracy": (outputs.argmax(dim=1) == targets).double().mean().item()}
+    scores = {"accuracy": correct(outputs, targets).mean().item()}
     if outputs.shape[1] == 2 and 0 < int(targets.sum()) < len(targets):
         scores["auc"] = area_under_curve(outputs[:, 1] - outputs[:, 0], targets == 1)
     return scores
+
+
+def correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1 for each record whose class gets the highest score and 0 for others, shape (N,).
+
+    Args:
+        outputs: logits, shape (N, K).
+        targets: class numbers, shape (N,).
+    """
+    return (outputs.argmax(dim=1) == targets).double()
+
+
+def absolute_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """How far each prediction is off, in the targets' unit, shape (N,).
+
+    Args:
+        outputs: predictions, shape (N, 1).
+        targets: true values, shape (N, 1).
+    """
+    return (outputs.double() - targets.double()).abs().squeeze(1)
 
 
 def area_under_curve(scores: Tensor, positive: Tensor) -> float:

@@ -42,3 +42,19 @@ def test_a_target_out_of_reach_is_refused_without_telling_the_number_of_records(
 def test_impossible_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="target_epsilon=0"):
         calibrate_noise(0.0, DELTA, 0.1, 1)
+
+
+EVALUATIONS = (Charge(noise_multiplier=20.0, sampling_rate=1.0, steps=40),)
+
+
+@pytest.mark.parametrize(("sampling_rate", "steps"), [(1.0, 40), (0.05, 200)])
+def test_what_stands_beside_shares_the_target(sampling_rate: float, steps: int) -> None:
+    noise = calibrate_noise(2.0, DELTA, sampling_rate, steps, EVALUATIONS)
+    run = Charge(noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps)
+    assert 1.98 < epsilon([run, *EVALUATIONS], DELTA) <= 2.0
+    assert noise > calibrate_noise(2.0, DELTA, sampling_rate, steps)
+
+
+def test_evaluations_that_cost_more_than_the_target_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="target_epsilon=0.5"):
+        calibrate_noise(0.5, DELTA, 1.0, 40, EVALUATIONS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hanse.task import Examples, NoOptions, Task
+from hanse.task import Examples, NoOptions, RecordMetric, Task
 from hanse.taskcheck import Finding, check_task
 from torch import Tensor, nn
 
@@ -91,6 +91,30 @@ class NoNumber(Sound):
         return {"accuracy": float("nan")}
 
 
+class OneForAll(Sound):
+    def record_metrics(self) -> dict[str, RecordMetric]:
+        return {"accuracy": RecordMetric(values=lambda outputs, targets: outputs.sum())}
+
+
+class BeyondItsBound(Sound):
+    def record_metrics(self) -> dict[str, RecordMetric]:
+        return {"age": RecordMetric(values=lambda outputs, targets: 40.0 + targets, bound=30.0)}
+
+
+class Standardised(Sound):
+    def record_metrics(self) -> dict[str, RecordMetric]:
+        def values(outputs: Tensor, targets: Tensor) -> Tensor:
+            sizes = outputs.norm(dim=1)
+            return sizes / sizes.sum()
+
+        return {"size": RecordMetric(values=values)}
+
+
+class TwoMeanings(Sound):
+    def record_metrics(self) -> dict[str, RecordMetric]:
+        return {"accuracy": RecordMetric(values=lambda outputs, targets: 1.0 + 0 * targets)}
+
+
 class Cropping(Sound):
     def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         return (inputs[0][:, 1:],)
@@ -111,6 +135,7 @@ def test_a_sound_task_passes_every_check(monkeypatch: pytest.MonkeyPatch) -> Non
         ("loss", True),
         ("gradients", True),
         ("metrics", True),
+        ("noise", True),
         ("augmentation", True),
         ("privacy", True),
     ]
@@ -129,6 +154,10 @@ def test_a_sound_task_passes_every_check(monkeypatch: pytest.MonkeyPatch) -> Non
         (Unbounded, "loss", "NaN or infinite"),
         (HalfUsed, "gradients", "no gradient reaches unused.weight, unused.bias"),
         (NoNumber, "metrics", "no finite numbers: accuracy"),
+        (OneForAll, "noise", "accuracy of 10 records has the shape []"),
+        (BeyondItsBound, "noise", "age has values outside [0, 30]"),
+        (Standardised, "noise", "size of a record depends on the other records"),
+        (TwoMeanings, "noise", "accuracy is 1 on average, and only 0.5"),
         (Cropping, "augmentation", "augment() changes"),
         (BatchNormed, "privacy", "BatchNorm1d"),
         (Coupled, "privacy", "others' losses"),

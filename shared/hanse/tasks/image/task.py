@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -11,14 +12,14 @@ from torch import Tensor, nn
 
 from hanse.config import Settings
 from hanse.errors import DataError
-from hanse.task import Examples, Task
+from hanse.task import Examples, RecordMetric, Task
 from hanse.tasks.image import idx, npz, png
 from hanse.tasks.image.augmentation import Augmentation, augment
 from hanse.tasks.image.expected import Expected, Labels, Pixels
 from hanse.tasks.image.gradients import Grid
 from hanse.tasks.image.models import Normalize, Shape, cnn, gradients, mlp, resnet
 from hanse.tasks.perceptron import Activation
-from hanse.tasks.scores import classification
+from hanse.tasks.scores import classification, correct
 
 Sizes = tuple[PositiveInt, ...]
 
@@ -143,6 +144,10 @@ class Image(Task[ImageOptions]):
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """``accuracy``, and ``auc`` for two classes."""
         return classification(outputs, targets)
+
+    def record_metrics(self) -> Mapping[str, RecordMetric]:
+        """``accuracy``."""
+        return {"accuracy": RecordMetric(values=correct)}
 
     def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Move each image on its own, as ``augment`` in the options says."""

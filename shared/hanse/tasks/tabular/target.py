@@ -73,6 +73,12 @@ class Target(Settings):
         centre, half = self._range()
         return scaled.double() * half + centre
 
+    @property
+    def span(self) -> float:
+        """From the lowest to the highest number of a regression, in the unit of the column."""
+        _, half = self._range()
+        return 2 * half
+
     def _class_numbers(self, cells: Cells, classes: tuple[str, ...] | tuple[float, ...]) -> Tensor:
         matches, empty = match_values(cells, classes)
         cells.refuse_empty(empty)

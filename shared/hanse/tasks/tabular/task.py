@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -11,9 +12,9 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from hanse.config import Settings
-from hanse.task import Examples, Task
+from hanse.task import Examples, RecordMetric, Task
 from hanse.tasks.perceptron import Activation, perceptron
-from hanse.tasks.scores import classification, regression
+from hanse.tasks.scores import absolute_errors, classification, correct, regression
 from hanse.tasks.tabular.columns import Column
 from hanse.tasks.tabular.table import read_table
 from hanse.tasks.tabular.target import Target
@@ -87,3 +88,15 @@ class Tabular(Task[TabularOptions]):
         if target.is_regression:
             return regression(target.in_units(outputs), target.in_units(targets))
         return classification(outputs, targets)
+
+    def record_metrics(self) -> Mapping[str, RecordMetric]:
+        """``accuracy``, or ``mae`` of errors that count up to the declared range of the target."""
+        target = self.options.target
+        if not target.is_regression:
+            return {"accuracy": RecordMetric(values=correct)}
+
+        def errors(outputs: Tensor, targets: Tensor) -> Tensor:
+            found = absolute_errors(target.in_units(outputs), target.in_units(targets))
+            return found.clamp(max=target.span)
+
+        return {"mae": RecordMetric(values=errors, bound=target.span)}
