@@ -1,8 +1,13 @@
-"""The Flower ClientApp of Hanse: train, evaluate, query, behind the gates of the site."""
+"""The Flower ClientApp of Hanse: train, evaluate, query, behind the gates of the site.
+
+A handler sorts its metrics by the way in which they came about (:class:`Kind`), and leaves it to
+the last gate what of them goes out.
+"""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 
 import flwr
 import hanse
@@ -20,11 +25,16 @@ from hanse.flower import (
     to_record,
     to_tensors,
 )
+from hanse.secagg.messages import STAGES
 from hanse.task import task_digest, task_names
 
 from hanse_client import device
 from hanse_client.gates import gates
+from hanse_client.judging import exact_metrics, noised_metrics
+from hanse_client.release import CLIPPED_FRACTION, TRAIN_LOSS, UPDATE_NORM, Kind
 from hanse_client.runtime import Resolve, SiteRuntime
+
+_SPENT = ("epsilon", "epsilon_left", "delta")  # what an evaluation that is charged for changes
 
 
 def make_client_app(resolve: Resolve) -> ClientApp:
@@ -43,6 +53,12 @@ def make_client_app(resolve: Resolve) -> ClientApp:
     def query(message: Message, context: Context) -> Message:
         return Message(RecordDict({CONFIG: describe(resolve(context))}), reply_to=message)
 
+    def stage(message: Message, context: Context) -> Message:
+        return Message(RecordDict({CONFIG: resolve(context).masked(message)}), reply_to=message)
+
+    for name in STAGES:
+        app.query(name.partition(".")[2])(stage)
+
     return app
 
 
@@ -53,18 +69,21 @@ def _train(runtime: SiteRuntime, message: Message) -> RecordDict:
             to_tensors(only_arrays(message.content)), order.records.train, order.plan
         )
     metrics.update_norm.set(result.update_norm)
-    told = {
-        WEIGHT: runtime.weight(len(order.records.train)),
-        "update_norm": result.update_norm,
-    }
+    exact = {}
     if result.train_loss is not None:
         metrics.train_loss.set(result.train_loss)
-        told["train_loss"] = result.train_loss
+        exact[TRAIN_LOSS] = result.train_loss
     if result.clipped_fraction is not None:
         metrics.clipped_fraction.set(result.clipped_fraction)
-        told["clipped_fraction"] = result.clipped_fraction
-    told |= runtime.statement
-    return RecordDict({ARRAYS: to_record(result.update), METRICS: to_metrics(told)})
+        exact[CLIPPED_FRACTION] = result.clipped_fraction
+    public: dict[str, float] = {}
+    if order.protected:
+        public = {**runtime.statement, "steps": order.plan.steps, UPDATE_NORM: result.update_norm}
+    else:
+        exact[UPDATE_NORM] = result.update_norm
+    told = _told(runtime, len(order.records.train), public, result.noised, exact)
+    told[ARRAYS] = to_record(result.update)
+    return told
 
 
 def _evaluate(runtime: SiteRuntime, message: Message) -> RecordDict:
@@ -75,10 +94,34 @@ def _evaluate(runtime: SiteRuntime, message: Message) -> RecordDict:
             "this site keeps no records back to evaluate on",
             remedy="Set data.holdout or data.test in site.toml.",
         )
+    task, policy, noised, exact = order.trainer.task, runtime.site.policy, {}, {}
     with runtime.metrics.phases.during("evaluating"):
-        told = order.trainer.evaluate(to_tensors(only_arrays(message.content)), held_out)
-    told[WEIGHT] = runtime.weight(len(held_out))
-    return RecordDict({METRICS: to_metrics(told)})
+        weights = to_tensors(only_arrays(message.content))
+        outputs, targets = order.trainer.predict(weights, held_out), held_out.targets.cpu()
+        if order.noised is not None:
+            noise = order.trainer.noise
+            noised = noised_metrics(task, outputs, targets, order.noised, noise=noise)
+        exact = exact_metrics(task, outputs, targets, policy)
+    public = {name: runtime.statement[name] for name in _SPENT if name in runtime.statement}
+    return _told(runtime, len(held_out), public, noised, exact)
+
+
+def _told(
+    runtime: SiteRuntime,
+    records: int,
+    public: Mapping[str, float],
+    noised: Mapping[str, float],
+    exact: Mapping[str, float],
+) -> RecordDict:
+    """What there is to tell, by the way in which it came about; the last gate chooses of it."""
+    return RecordDict(
+        {
+            METRICS: to_metrics({WEIGHT: runtime.weight(records)}),
+            Kind.PUBLIC: to_metrics(public),
+            Kind.NOISED: to_metrics(noised),
+            Kind.EXACT: to_metrics(exact),
+        }
+    )
 
 
 def describe(runtime: SiteRuntime) -> ConfigRecord:
@@ -99,6 +142,10 @@ def describe(runtime: SiteRuntime) -> ConfigRecord:
             "min_noise_multiplier": policy.min_noise_multiplier,
             "allow_training_without_privacy": policy.allow_training_without_privacy,
             "release": list(policy.release),
+            "release_exact": list(policy.release_exact),
+            "noise_of_evaluation": policy.noise.evaluation,
+            "noise_of_training_metrics": policy.noise.training,
+            "loss_bound": policy.noise.loss_bound,
             "budget_epsilon": runtime.site.budget.epsilon,
             "budget_delta": runtime.site.budget.delta,
         }

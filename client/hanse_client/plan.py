@@ -16,6 +16,11 @@ from hanse.job import Job, Optimizer, Schedule
 from hanse.privacy.accounting import Charge
 from hanse.privacy.calibration import calibrate_noise
 
+from hanse_client.release import NoisedMetrics, Release
+
+NOTHING_ELSE = Release()
+"""Nothing but updates."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateSteps:
@@ -23,7 +28,7 @@ class PrivateSteps:
 
     Attributes:
         sampling_rate: probability with which each record enters a batch.
-        noise_multiplier: standard deviation of the noise over the clipping norm.
+        noise_multiplier: standard deviation of the gradients' noise over the clipping norm.
         clipping_norm: largest L2 norm of a record's gradient.
     """
 
@@ -40,6 +45,7 @@ class LocalPlan:
         steps: optimiser steps; in a private round an empty batch is a step too.
         batch_size: the nominal one: what the job says, whatever a private batch really holds.
         privacy: the mechanism of each step; None for training without privacy.
+        noised: the metrics that leave with noise, of a private round only.
         optimizer: its settings; ``lr`` in them is that of the schedule's start.
         lr: learning rate of this round.
         loss: ``task``, ``cross_entropy`` or ``mse``.
@@ -57,21 +63,36 @@ class LocalPlan:
     augment: bool
     proximal_mu: float
     seed: int
+    noised: NoisedMetrics | None = None
 
     @property
     def charge(self) -> Charge | None:
-        """What the round costs; None for training without privacy."""
+        """What the round costs, its noised metrics included; None for training without privacy.
+
+        Gradients and metrics of a step come from the same Poisson sample. Scaled by their noise,
+        what one record adds to both is 1/s_g long in the one and 1/s_m in the other: together
+        they are one Gaussian mechanism of noise multiplier (s_g^-2 + s_m^-2)^(-1/2).
+        """
         if self.privacy is None:
             return None
+        noise = self.privacy.noise_multiplier
+        if self.noised is not None:
+            noise = (noise**-2 + self.noised.noise_multiplier**-2) ** -0.5
         return Charge(
-            noise_multiplier=self.privacy.noise_multiplier,
+            noise_multiplier=noise,
             sampling_rate=self.privacy.sampling_rate,
             steps=self.steps,
         )
 
 
 def plan_round(
-    job: Job, server_round: int, records: int, *, site: str, proximal_mu: float | None = None
+    job: Job,
+    server_round: int,
+    records: int,
+    *,
+    site: str,
+    proximal_mu: float | None = None,
+    release: Release = NOTHING_ELSE,
 ) -> LocalPlan:
     """The plan of ``job`` for one round at a site with ``records`` training records.
 
@@ -81,10 +102,15 @@ def plan_round(
     of the number of records. A job that fixes ``sampling_rate``, ``steps`` and
     ``noise_multiplier`` makes plans that are functions of nothing private.
 
+    The job's noise multiplier, or the one that its target epsilon takes, is that of all that a
+    step gives away: where training metrics leave too, gradients get a little more noise. A target
+    epsilon covers the run's evaluations as well.
+
     Args:
         server_round: counted from 1.
         site: the site's name, which sets its random order apart from that of others.
         proximal_mu: what the strategy asks for; the job's own if None.
+        release: what the site lets out with noise beside its updates.
 
     Raises:
         DataError: if there are no records.
@@ -95,10 +121,15 @@ def plan_round(
     training = job.training
     sampled_at = _sampling_rate(job, records)
     steps = training.steps or (training.epochs or 1) * _steps_of_an_epoch(job, records)
+    privacy, noised = None, None
+    if job.privacy.private:
+        whole = _noise_multiplier(job, sampled_at, steps, release)
+        privacy, noised = _mechanisms(job, whole, sampled_at, release, steps * records)
     return LocalPlan(
         steps=steps,
         batch_size=training.batch_size,
-        privacy=_private_steps(job, sampled_at, steps) if job.privacy.private else None,
+        privacy=privacy,
+        noised=noised,
         optimizer=training.optimizer,
         lr=training.optimizer.lr * scheduled(training.schedule, server_round, job.rounds),
         loss=training.loss,
@@ -142,18 +173,37 @@ def _steps_of_an_epoch(job: Job, records: int) -> int:
     return math.ceil(records / job.training.batch_size)
 
 
-def _private_steps(job: Job, sampling_rate: float, steps: int) -> PrivateSteps:
+def _noise_multiplier(job: Job, sampling_rate: float, steps: int, release: Release) -> float:
+    """Of all that a step gives away."""
     privacy = job.privacy
-    noise = privacy.noise_multiplier
-    if privacy.target_epsilon is not None:
-        noise = calibrate_noise(
-            privacy.target_epsilon, privacy.delta, sampling_rate, steps * job.rounds
-        )
-    if noise is None:
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    if privacy.target_epsilon is None:
         raise ValueError("a private job has a noise_multiplier or a target_epsilon")
-    return PrivateSteps(
-        sampling_rate=sampling_rate, noise_multiplier=noise, clipping_norm=privacy.clipping_norm
+    return calibrate_noise(
+        privacy.target_epsilon,
+        privacy.delta,
+        sampling_rate,
+        steps * job.rounds,
+        beside=release.beside,
     )
+
+
+def _mechanisms(
+    job: Job, whole: float, sampling_rate: float, release: Release, records_in_steps: int
+) -> tuple[PrivateSteps, NoisedMetrics | None]:
+    """Share a step's noise multiplier out between its gradients and its metrics."""
+    gradients = whole
+    if release.training:
+        # A hair more, so that rounding never makes the two together cost more than the whole.
+        gradients *= math.sqrt(1.0 + release.noise.training**-2) * (1.0 + 1e-12)
+    steps = PrivateSteps(
+        sampling_rate=sampling_rate,
+        noise_multiplier=gradients,
+        clipping_norm=job.privacy.clipping_norm,
+    )
+    expected = sampling_rate * records_in_steps
+    return steps, release.of_training(release.noise.training * gradients, expected)
 
 
 def _seed(seed: int, server_round: int, site: str) -> int:

@@ -7,6 +7,7 @@ from hanse.errors import PolicyError, PrivacyRequiredError
 from hanse.job import Job
 
 from hanse_client.plan import LocalPlan
+from hanse_client.release import PUBLIC_METRICS, Kind, leaves_exact, leaves_noised
 from hanse_client.site import Policy
 
 
@@ -16,6 +17,11 @@ def check_job(policy: Policy, job: Job, server_round: int) -> None:
     Raises:
         PolicyError: naming what was asked, and the bound in ``site.toml``.
     """
+    if policy.secure_aggregation.required and not job.secure_aggregation.enabled:
+        raise PolicyError(
+            "secure_aggregation.enabled = false, and this site takes part in no other jobs "
+            "(policy.secure_aggregation.required in site.toml)"
+        )
     allowed = {task.name: task.digest for task in policy.tasks}
     if job.task.name not in allowed and "*" not in allowed:
         raise PolicyError(
@@ -56,9 +62,9 @@ def check_plan(policy: Policy, job: Job, plan: LocalPlan) -> None:
             _above("steps", plan.steps, "max_steps", policy.max_steps),
             discloses_nothing=job.training.steps is not None or job.privacy.private,
         )
-    if plan.privacy is None:
+    if plan.privacy is None or plan.charge is None:
         return
-    noise, norm = plan.privacy.noise_multiplier, plan.privacy.clipping_norm
+    noise, norm = plan.charge.noise_multiplier, plan.privacy.clipping_norm
     if noise < policy.min_noise_multiplier:
         raise PolicyError(
             f"noise_multiplier = {noise:g} is below this site's smallest, "
@@ -82,9 +88,21 @@ def check_model_size(policy: Policy, size_bytes: int) -> None:
         )
 
 
-def may_leave(policy: Policy, metric: str) -> bool:
-    """Whether the policy releases ``metric``; ``*`` in the list releases all."""
-    return metric in policy.release or "*" in policy.release
+def may_leave(policy: Policy, metric: str, kind: Kind, *, protected: bool = True) -> bool:
+    """Whether the policy lets a metric's value out that came about as ``kind`` says.
+
+    Args:
+        protected: False for what was trained without privacy, which the site allows as a whole:
+            its metrics leave as they are wherever the policy names them.
+    """
+    noised, exact = leaves_noised(policy, metric), leaves_exact(policy, metric)
+    match kind:
+        case Kind.PUBLIC:
+            return metric in PUBLIC_METRICS and (noised or exact)
+        case Kind.NOISED:
+            return noised
+        case Kind.EXACT:
+            return exact or (noised and not protected)
 
 
 def _above(name: str, value: float, key: str, bound: float) -> str:

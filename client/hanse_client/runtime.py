@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +25,12 @@ from hanse_client.ledger import Ledger
 from hanse_client.metrics import ClientMetrics
 from hanse_client.plan import LocalPlan, plan_round
 from hanse_client.policy import check_job, check_model_size, check_plan
+from hanse_client.release import NoisedMetrics, Release, kept_back, release_of
+from hanse_client.secagg import Masking, certified, masking_of, session_of
 from hanse_client.site import Site
 from hanse_client.training import Trainer
+
+log = logging.getLogger("hanse.client")
 
 ReadRecords = Callable[[AnyTask], Records]
 """How a site's records are read; a simulated site gets a part of a pooled data set."""
@@ -38,6 +43,7 @@ class Order:
     Attributes:
         kind: Flower's type of the instruction, ``train`` or ``evaluate``.
         plan: what a training round does here.
+        noised: the metrics that leave with noise; None for none.
         charge: what carrying the order out costs of the privacy budget; None for nothing.
     """
 
@@ -47,9 +53,15 @@ class Order:
     run_id: int
     message_id: str
     plan: LocalPlan
+    noised: NoisedMetrics | None
     charge: Charge | None
     trainer: Trainer
     records: Records
+
+    @property
+    def protected(self) -> bool:
+        """Whether what it makes is private; training without privacy leaves nothing to protect."""
+        return self.kind != MessageType.TRAIN or self.plan.privacy is not None
 
 
 class SiteRuntime:
@@ -66,15 +78,19 @@ class SiteRuntime:
         ledger: Ledger,
         audit: AuditTrail,
         metrics: ClientMetrics,
+        masking: Masking | None = None,
     ) -> None:
+        ledger.anchor(audit)
         self.site = site
         self.ledger = ledger
         self.audit = audit
         self.metrics = metrics
+        self.masking = masking or masking_of(site, certified(site))
         self._read = read
         self._job: Job | None = None
         self._warm: tuple[Trainer, Records] | None = None
         self._order: Order | None = None
+        self._told: set[str] = set()
         self.statement: dict[str, float] = {}
         """What the ledger says of the order under way; empty without privacy."""
 
@@ -99,28 +115,26 @@ class SiteRuntime:
             DataError: if the site's data does not fit the task.
             UnprovableModelError, CoupledLossError: if it cannot be trained under privacy.
         """
-        self._order = None
-        self.statement = {}
-        config = message.content.config_records.get(CONFIG, ConfigRecord())
-        job = self._read_job(config)
-        server_round = config.get(ROUND)
-        if not isinstance(server_round, int):
-            raise JobError(f"{ROUND} = {server_round!r} is not a whole number")
+        job, server_round = self.asked(message)
         policy = self.site.policy
-        check_job(policy, job, server_round)
         check_model_size(policy, _model_bytes(message))
         trainer, records = self._open(job)
+        release = release_of(policy, job, trainer.task, judges=records.held_out is not None)
         plan = plan_round(
             job,
             server_round,
             len(records.train),
             site=self.site.name,
-            proximal_mu=_proximal_mu(config),
+            proximal_mu=_proximal_mu(_config(message)),
+            release=release,
         )
         check_plan(policy, job, plan)
         kind = message.metadata.message_type
         if kind == MessageType.TRAIN:
             trainer.check(records.train, plan)
+            noised, charge = plan.noised, plan.charge
+        else:
+            noised, charge = _evaluation(release, trainer, records), release.evaluation_charge
         self._order = Order(
             job=job,
             kind=kind,
@@ -128,16 +142,60 @@ class SiteRuntime:
             run_id=message.metadata.run_id,
             message_id=message.metadata.message_id,
             plan=plan,
-            charge=plan.charge if kind == MessageType.TRAIN else None,
+            noised=noised,
+            charge=charge,
             trainer=trainer,
             records=records,
         )
         return self._order
 
+    def asked(self, message: Message) -> tuple[Job, int]:
+        """The job and the round of an instruction, if the policy allows the job; no order yet.
+
+        Raises:
+            JobError: if it is not an instruction of Hanse's server app.
+            PolicyError: if the policy does not allow the job.
+        """
+        self._order = None
+        self.statement = {}
+        config = _config(message)
+        job = self._read_job(config)
+        server_round = config.get(ROUND)
+        if not isinstance(server_round, int):
+            raise JobError(f"{ROUND} = {server_round!r} is not a whole number")
+        check_job(self.site.policy, job, server_round)
+        return job, server_round
+
+    def masked(self, message: Message) -> ConfigRecord:
+        """What this site answers to a stage of a secure round without training.
+
+        Raises:
+            SecureAggregationError, PeerError, PolicyError: as :mod:`hanse_client.secagg` tells.
+        """
+        job, server_round = self.asked(message)
+        config = _config(message)
+        session = session_of(job, server_round, message.metadata.run_id, config)
+
+        def weight() -> float:
+            return self.weight(len(self._open(job)[1].train))
+
+        return self.masking.answer(message.metadata.message_type, session, job, config, weight)
+
     def weight(self, records: int) -> float:
         """The aggregation weight to send: the true count only where the policy makes it public."""
         count = self.site.policy.count
         return float(records) if count == "public" else float(count)
+
+    def _tell_kept_back(self, task: AnyTask) -> None:
+        """Let the administrator know of metrics that the policy names and that cannot leave."""
+        names = set(kept_back(self.site.policy, task)) - self._told
+        self._told |= names
+        for name in sorted(names):
+            log.warning(
+                "policy.release names %s, which cannot be noised: it does not leave. "
+                "policy.release_exact would let it out as it is, outside epsilon.",
+                name,
+            )
 
     def _read_job(self, config: ConfigRecord) -> Job:
         text = config.get(JOB)
@@ -156,11 +214,24 @@ class SiteRuntime:
             task = load_task(job.task.name, job.task.options)
             self._warm = Trainer(task, self.device), self._read(task)
             self._job = job
+            self._tell_kept_back(task)
         return self._warm
+
+
+def _evaluation(release: Release, trainer: Trainer, records: Records) -> NoisedMetrics | None:
+    """The noised metrics of an evaluation, once it is proved that they can be noised."""
+    if records.held_out is None or not release.evaluation:
+        return None
+    trainer.check_metrics(records.held_out)
+    return release.of_evaluation(len(records.held_out))
 
 
 Resolve = Callable[[Context], SiteRuntime]
 """Which site a context speaks for: a real client has one, a simulation many."""
+
+
+def _config(message: Message) -> ConfigRecord:
+    return message.content.config_records.get(CONFIG, ConfigRecord())
 
 
 def _model_bytes(message: Message) -> int:

@@ -22,7 +22,16 @@ from hanse_client.audit import AuditTrail
 from hanse_client.ledger import Ledger
 from hanse_client.metrics import ClientMetrics
 from hanse_client.runtime import ReadRecords, SiteRuntime
-from hanse_client.site import AllowedTask, Budget, Policy, Site, Tls, load_site
+from hanse_client.secagg import masking_of, simulated
+from hanse_client.site import (
+    AllowedTask,
+    Budget,
+    Policy,
+    SecureAggregationPolicy,
+    Site,
+    Tls,
+    load_site,
+)
 
 UNBOUNDED = 1e9
 """Epsilon that no job comes near."""
@@ -47,6 +56,7 @@ def make_app(described: str) -> ClientApp:
                 ledger=Ledger(None),
                 audit=AuditTrail(None),
                 metrics=ClientMetrics(CollectorRegistry()),
+                masking=masking_of(site, simulated(name)),
             )
         return runtimes[name]
 
@@ -131,7 +141,8 @@ def _permissive(name: str, sites: SimulatedSites) -> Site:
             max_clipping_norm=1e9,
             max_model_mb=1e9,
             allow_training_without_privacy=True,
-            release=("*",),
+            release_exact=("*",),
             count="public" if sites.count else 1.0,
+            secure_aggregation=SecureAggregationPolicy(min_sites=2),
         ),
     )

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from hanse.config import Settings, load_toml
 from hanse.errors import SiteFileError
-from hanse.identity import SITE_NAME
+from hanse.identity import METRIC_NAME, SITE_NAME
 from hanse.records import Data
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+MetricName = Annotated[str, Field(pattern=rf"^(\*|{METRIC_NAME})$")]
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 
 
@@ -40,12 +41,46 @@ class AllowedTask(Settings):
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
+class Noise(Settings):
+    """``[policy.noise]``: how much noise metrics of private records leave with.
+
+    Attributes:
+        evaluation: noise multiplier of one evaluation: the standard deviation of the noise over
+            the L2 norm of what one record adds at most.
+        training: of the training metrics, in noise multipliers of the steps that they are of.
+        loss_bound: the loss of a record counts up to this, and no more.
+    """
+
+    evaluation: PositiveFloat = 50.0
+    training: PositiveFloat = 10.0
+    loss_bound: PositiveFloat = 5.0
+
+
+class SecureAggregationPolicy(Settings):
+    """``[policy.secure_aggregation]``: when this site lets its update go into a sum.
+
+    Attributes:
+        required: take part in no job that shows the server single updates.
+        min_sites: the fewest sites whose sum the server may learn.
+        peers: SHA-256 of the public key (`hanse client identity`) of every site that may take
+            part, by name; empty for whomever the federation's authority vouches for.
+    """
+
+    required: bool = False
+    min_sites: Annotated[int, Field(ge=2)] = 3
+    peers: dict[SiteName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=dict
+    )
+
+
 class Policy(Settings):
     """``[policy]``: what this site does when asked, and what it lets out.
 
-    ``release`` lists the metrics that may leave, as they are and outside epsilon (``accuracy``,
-    ``loss``, ``train_loss``, ``epsilon``, ...). ``count`` is the aggregation weight:
-    ``"public"`` sends the true number of records, a number is sent in its place.
+    ``release`` lists the metrics that may leave (``accuracy``, ``loss``, ``train_loss``,
+    ``epsilon``, ...): those of private records with noise, under the budget.
+    ``release_exact`` lists those that leave as they are, outside epsilon. ``"*"`` in a list
+    stands for all metrics that the other list does not name. ``count`` is the aggregation
+    weight: ``"public"`` sends the true number of records, a number is sent in its place.
     """
 
     tasks: tuple[AllowedTask, ...] = (AllowedTask(name="tabular"), AllowedTask(name="image"))
@@ -55,8 +90,21 @@ class Policy(Settings):
     max_clipping_norm: PositiveFloat = 100.0
     max_model_mb: PositiveFloat = 4096.0
     allow_training_without_privacy: bool = False
-    release: tuple[str, ...] = ()
+    release: tuple[MetricName, ...] = ()
+    release_exact: tuple[MetricName, ...] = ()
+    noise: Noise = Noise()
     count: Literal["public"] | PositiveFloat = 1.0
+    secure_aggregation: SecureAggregationPolicy = SecureAggregationPolicy()
+
+    @model_validator(mode="after")
+    def _one_way_out(self) -> Policy:
+        both = sorted({*self.release} & {*self.release_exact})
+        if both:
+            raise ValueError(
+                f"release and release_exact both list {', '.join(both)}: name each metric in "
+                "release, to let it out with noise, or in release_exact, to let it out as it is"
+            )
+        return self
 
 
 class Site(Settings):

@@ -10,14 +10,20 @@ from dataclasses import dataclass
 
 import torch
 from hanse.errors import DivergedError, TaskError, UnprovableModelError
-from hanse.evaluation import evaluate
+from hanse.evaluation import predict, record_metrics
 from hanse.task import AnyTask, Examples
 from torch import Tensor
 
+from hanse_client.noised import TrainingTally
 from hanse_client.plan import LocalPlan
-from hanse_client.privacy.checks import check_augmentation, check_per_example, check_provable
+from hanse_client.privacy.checks import (
+    check_augmentation,
+    check_per_example,
+    check_provable,
+    check_values,
+)
 from hanse_client.privacy.engine import DpEngine
-from hanse_client.privacy.noise import fresh_seed
+from hanse_client.privacy.noise import NoiseSource, SecureNoise, fresh_seed
 from hanse_client.privacy.sampling import poisson_batches
 from hanse_client.steps import (
     PlainStep,
@@ -34,7 +40,8 @@ from hanse_client.steps import (
 class TrainingResult:
     """What a round of local training gives.
 
-    Only ``update`` is private, in the sense of the plan's charge; all else is outside epsilon.
+    ``update`` and ``noised`` are private, in the sense of the plan's charge; of the rest,
+    ``update_norm`` is a function of the update, and the exact figures are outside epsilon.
 
     Attributes:
         update: local minus global, by name of the model's state, each in the dtype of the
@@ -43,6 +50,7 @@ class TrainingResult:
             None if none was drawn or it is not finite.
         clipped_fraction: share of the records drawn whose gradient was clipped; None if none
             was drawn, or without privacy.
+        noised: the metrics of the plan that leave with noise, by name.
         update_norm: L2 norm of the update's floats.
         seconds: wall time.
     """
@@ -50,6 +58,7 @@ class TrainingResult:
     update: dict[str, Tensor]
     train_loss: float | None
     clipped_fraction: float | None
+    noised: dict[str, float]
     update_norm: float
     steps: int
     seconds: float
@@ -60,10 +69,14 @@ class Trainer:
 
     Args:
         device: where it trains.
+        noise: of the metrics that leave with it; fresh :class:`SecureNoise` if None.
     """
 
-    def __init__(self, task: AnyTask, device: torch.device) -> None:
+    def __init__(
+        self, task: AnyTask, device: torch.device, *, noise: NoiseSource | None = None
+    ) -> None:
         self.task = task
+        self.noise: NoiseSource = SecureNoise() if noise is None else noise
         self._device = device
         with torch.random.fork_rng(devices=[]):  # its weights are drawn and never used
             self._model = task.model().to(device)
@@ -72,6 +85,10 @@ class Trainer:
                 # Would overwrite the activations that gradients by record are made from.
                 module.inplace = False  # type: ignore[assignment]
         self._proved: set[tuple[str, bool]] = set()
+        self.saw_records = True
+        """Whether a record may have been looked at since the ledger's gate set this to False: as
+        long as it is False, a charge can be taken back."""
+        self._metrics_proved = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,6 +114,20 @@ class Trainer:
             check_augmentation(self.task, examples)
         self._proved.add((plan.loss, plan.augment))
 
+    def check_metrics(self, examples: Examples) -> None:
+        """Refuse to noise metrics of a model whose outputs mix records; at once after the first.
+
+        It looks at the types and shapes of ``examples`` only, like :meth:`check`.
+
+        Raises:
+            UnprovableModelError: if the model in evaluation mode does, or a metric.
+        """
+        if self._metrics_proved:
+            return
+        bounded = record_metrics(self.task, loss_bound=1.0)
+        check_values(self._model, [metric.values for metric in bounded.values()], examples)
+        self._metrics_proved = True
+
     def train(
         self, weights: Mapping[str, Tensor], examples: Examples, plan: LocalPlan
     ) -> TrainingResult:
@@ -119,32 +150,37 @@ class Trainer:
         seed = plan.seed if plan.privacy is None else fresh_seed()
         randomness = torch.Generator().manual_seed(seed)
         drawn, loss, clipped = 0, 0.0, 0
+        tally = None if plan.noised is None else TrainingTally(plan.noised)
         with _torch_seeded(seed, self._device), self._step(plan) as step:
+            self.saw_records = True  # before the first batch is drawn, and after all that is not
             for indices in _batches(len(examples), plan, randomness):
                 outcome = step(self._batch(examples, indices, plan, randomness))
                 drawn += outcome.records
                 loss += float(outcome.losses.sum())
                 clipped += outcome.clipped
+                if tally is not None:
+                    tally.add(outcome.losses, outcome.clipped)
         update = self._update(weights, private=plan.privacy is not None)
         return TrainingResult(
             update=update,
             train_loss=loss / drawn if drawn and math.isfinite(loss) else None,
             clipped_fraction=clipped / drawn if drawn and plan.privacy else None,
+            noised={} if tally is None else tally.release(self.noise),
             update_norm=_norm(update),
             steps=plan.steps,
             seconds=time.monotonic() - started,
         )
 
-    def evaluate(self, weights: Mapping[str, Tensor], examples: Examples) -> dict[str, float]:
-        """The mean of the task's loss over ``examples`` as ``loss``, and the task's metrics.
+    def predict(self, weights: Mapping[str, Tensor], examples: Examples) -> Tensor:
+        """The outputs of the model with ``weights`` for all N records, shape (N, ...), on the CPU.
 
         Raises:
             TaskError: if the weights do not fit the model.
             DataError: if there are no examples.
-            DivergedError: if the loss is not finite.
         """
         self._load(weights)
-        return evaluate(self.task, self._model, examples, self._device)
+        self.saw_records = True
+        return predict(self._model, examples, self._device)
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         try:

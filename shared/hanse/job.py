@@ -7,6 +7,7 @@ their own (:class:`Privacy`), apart from those that only touch learning or speed
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -96,7 +97,8 @@ class Privacy(Settings):
     ``sampling_rate`` fixes q; without it a site of N records uses q = min(1, batch_size / N),
     which only sites that make N public will do.
     Give ``noise_multiplier``, or a ``target_epsilon`` that a site's noise is calibrated to once,
-    for all steps of the run. ``mechanism = "none"`` says in as many words: no privacy.
+    for all steps of the run and for the metrics that it releases with noise beside them.
+    ``mechanism = "none"`` says in as many words: no privacy.
     """
 
     mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
@@ -145,6 +147,40 @@ class StrategyChoice(Settings):
         return max(self.quorum, self.available or self.quorum)
 
 
+class SecureAggregation(Settings):
+    """``[secure_aggregation]``: the server learns the sum of the updates, and no single one.
+
+    It is a second wall beside ``[privacy]`` and no part of it: no noise is saved. Range and
+    number of sites decide the step of the fixed-point numbers that are summed: at most
+    ``range * sites / 2**29``.
+
+    Attributes:
+        threshold: fraction of a round's sites that must stay to its end; fewer are a round
+            missed. With it the server would need more than ``2 * threshold - 1`` of them on its
+            side to learn more than one sum.
+        range: largest absolute value of a coordinate of an update, times its weight over the
+            largest weight of the round.
+        stage_deadline: the longest that a stage without training waits for a site, in seconds.
+    """
+
+    enabled: bool = False
+    threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 2 / 3
+    range: Annotated[float, Field(gt=0.0, le=1e6)] = 8.0
+    stage_deadline: PositiveFloat = 120.0
+
+
+SUMMING = (
+    "StreamingFedAvg",
+    "FedAvg",
+    "FedAvgM",
+    "FedAdam",
+    "FedYogi",
+    "FedAdagrad",
+    "FedProx",
+)
+"""The strategies that need no more of the updates than their weighted sum."""
+
+
 class Evaluation(Settings):
     """``[evaluation]``: how the global model is judged.
 
@@ -157,6 +193,10 @@ class Evaluation(Settings):
     federated: bool = True
     central: Path | None = None
     select: str = "-loss"
+
+    def rounds_judged_by_sites(self, rounds: int) -> int:
+        """After how many rounds of a run the sites judge: every so many, and the last."""
+        return math.ceil(rounds / self.every) if self.federated else 0
 
 
 class Limits(Settings):
@@ -187,10 +227,20 @@ class Job(Settings):
     training: Training
     privacy: Privacy
     strategy: StrategyChoice = StrategyChoice()
+    secure_aggregation: SecureAggregation = SecureAggregation()
     evaluation: Evaluation = Evaluation()
     initial_weights: Path | None = None
     limits: Limits = Limits()
     simulation: Simulation = Simulation()
+
+    @model_validator(mode="after")
+    def _strategy_sums(self) -> Job:
+        if self.secure_aggregation.enabled and self.strategy.name not in SUMMING:
+            raise ValueError(
+                f"strategy.name = {self.strategy.name!r} needs single updates, which "
+                f"secure_aggregation hides from the server: choose one of {', '.join(SUMMING)}"
+            )
+        return self
 
     @cached_property
     def instruction(self) -> str:
@@ -203,7 +253,11 @@ class Job(Settings):
         return hashlib.sha256(self.instruction.encode()).hexdigest()
 
 
-_FOR_SITES = {"name", "rounds", "seed", "task", "training", "privacy"}
+_FOR_SITES: dict[str, bool | set[str]] = {
+    **dict.fromkeys(("name", "rounds", "seed", "task", "training", "privacy"), True),
+    "secure_aggregation": {"enabled", "threshold", "range"},
+    "evaluation": {"every", "federated"},  # how often: their evaluations share the target epsilon
+}
 
 
 def load_job(path: Path) -> Job:

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp.typing import ClientAppCallable, Mod
-from hanse.flower import ARRAYS, METRICS, WEIGHT
+from hanse.errors import PolicyError
+from hanse.flower import ARRAYS, METRICS, TERMS, WEIGHT, to_metrics
 
+from hanse_client.gates.masking import check_masked, is_secure
 from hanse_client.policy import may_leave
+from hanse_client.release import Kind
 from hanse_client.runtime import Resolve, SiteRuntime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """What leaves, and the names of its metrics by the way in which they came about."""
+
+    content: RecordDict
+    kinds: dict[Kind, list[str]]
 
 
 def egress(resolve: Resolve) -> Mod:
@@ -19,30 +39,71 @@ def egress(resolve: Resolve) -> Mod:
         runtime = resolve(context)
         reply = call_next(message, context)
         kind = message.metadata.message_type
-        if kind != MessageType.QUERY:
-            reply.content = _let_out(runtime, reply.content, kind)
-        _tell_release(runtime, message, reply.content)
+        # Whoever is asked a question answers in words: no array and no metric leaves.
+        released = Released(content=RecordDict(dict(reply.content.config_records)), kinds={})
+        if kind in (MessageType.TRAIN, MessageType.EVALUATE):
+            released = let_out(runtime, reply.content, kind)
+        _tell_release(runtime, message, released)
+        reply.content = released.content
         return reply
 
     return mod
 
 
-def _let_out(runtime: SiteRuntime, content: RecordDict, kind: str) -> RecordDict:
-    """Of a result: the update of a training round, the weight, and the metrics that may leave."""
-    metrics = {
-        name: value
-        for record in content.metric_records.values()
-        for name, value in record.items()
-        if name == WEIGHT or may_leave(runtime.site.policy, name)
-    }
-    released = RecordDict({METRICS: MetricRecord(metrics)})
-    if kind == MessageType.TRAIN:
+def let_out(runtime: SiteRuntime, content: RecordDict, message_type: str) -> Released:
+    """Of a result: the update of a training round, the weight, and the metrics that may leave.
+
+    A metric leaves as a single number, under a name that the policy lists for the way in which
+    the number came about. The weight leaves as what the policy makes of the number of records,
+    whatever the app says.
+    """
+    metrics, kinds = {WEIGHT: _weight(runtime, message_type)}, {}
+    for kind in Kind:
+        passing = _passing(runtime, content, kind)
+        kinds[kind] = [name for name in passing if name not in metrics]
+        metrics |= {name: passing[name] for name in kinds[kind]}
+    released = RecordDict({METRICS: to_metrics(metrics), TERMS: _terms(runtime, kinds)})
+    if message_type == MessageType.TRAIN:
         update = content.array_records[ARRAYS]
+        if is_secure(runtime):
+            check_masked(update)
         released[ARRAYS] = ArrayRecord({name: update[name] for name in runtime.order.trainer.names})
-    return released
+    return Released(content=released, kinds=kinds)
 
 
-def _tell_release(runtime: SiteRuntime, message: Message, content: RecordDict) -> None:
+def _passing(runtime: SiteRuntime, content: RecordDict, kind: Kind) -> dict[str, float]:
+    """The metrics of a kind that may leave."""
+    policy, protected = runtime.site.policy, runtime.order.protected
+    return {
+        name: value
+        for name, value in content.metric_records.get(kind, MetricRecord()).items()
+        if isinstance(value, int | float) and may_leave(policy, name, kind, protected=protected)
+    }
+
+
+def _weight(runtime: SiteRuntime, message_type: str) -> float:
+    records = runtime.order.records
+    examples = records.train if message_type == MessageType.TRAIN else records.held_out
+    if examples is None:
+        raise PolicyError("this site keeps no records back to evaluate on")
+    return runtime.weight(len(examples))
+
+
+def _terms(runtime: SiteRuntime, kinds: dict[Kind, list[str]]) -> ConfigRecord:
+    """On what terms the metrics leave, so that the server can state it; functions of the policy."""
+    noised = runtime.order.noised if kinds[Kind.NOISED] else None
+    return ConfigRecord(
+        {
+            "count": "public" if runtime.site.policy.count == "public" else "declared",
+            "noised": kinds[Kind.NOISED],
+            "exact": kinds[Kind.EXACT],
+            "noise_multiplier": 0.0 if noised is None else noised.noise_multiplier,
+        }
+    )
+
+
+def _tell_release(runtime: SiteRuntime, message: Message, released: Released) -> None:
+    content = released.content
     arrays = content.array_records.get(ARRAYS, ArrayRecord())
     digest = hashlib.sha256()
     for array in arrays.values():
@@ -56,5 +117,7 @@ def _tell_release(runtime: SiteRuntime, message: Message, content: RecordDict) -
         arrays=len(arrays),
         bytes=sum(len(array.data) for array in arrays.values()),
         sha256=digest.hexdigest() if arrays else None,
+        masked=bool(arrays) and is_secure(runtime),
         metrics={name: dict(record) for name, record in content.metric_records.items()},
+        kinds={kind.value: names for kind, names in released.kinds.items() if names},
     )

@@ -7,12 +7,12 @@ nothing about the data and costs no privacy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 import torch
 from hanse.errors import CoupledLossError, TaskError, UnprovableModelError
-from hanse.task import AnyTask, Examples
+from hanse.task import AnyTask, Examples, RecordValues
 from torch import Tensor, nn
 
 from hanse_client.privacy.clipping import Clipping
@@ -107,6 +107,38 @@ def check_augmentation(task: AnyTask, examples: Examples) -> None:
                 raise UnprovableModelError(
                     "the task's augmentation of a record depends on the other records of its batch",
                     remedy="Augment each record on its own, or set training.augment = false.",
+                )
+
+
+def check_values(model: nn.Module, values: Iterable[RecordValues], examples: Examples) -> None:
+    """Try on a few made-up records that what is computed of each stands on its own.
+
+    Leaving one out must change neither the outputs of ``model``, in evaluation mode, nor any of
+    ``values`` of the others.
+
+    Args:
+        examples: whose types and shapes are taken, and nothing else.
+
+    Raises:
+        UnprovableModelError: if something mixes records.
+    """
+    probe, batch = copy.deepcopy(model).cpu().eval(), _made_up(examples)
+
+    def of(records: Examples) -> list[Tensor]:
+        with torch.no_grad():
+            outputs = probe(*records.inputs)
+            return [outputs, *(each(outputs, records.targets) for each in values)]
+
+    values = tuple(values)
+    whole = of(batch)
+    for removed in range(_PROBED):
+        rest = torch.tensor([i for i in range(_PROBED) if i != removed])
+        for before, after in zip(whole, of(batch.take(rest)), strict=True):
+            if len(before) != _PROBED or not _alike(before[rest], after):
+                raise UnprovableModelError(
+                    "a model's output or a metric of a record depends on the other records: it "
+                    "cannot be released with noise",
+                    remedy="Compute record i's output and value from record i alone.",
                 )
 
 

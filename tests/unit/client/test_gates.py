@@ -4,143 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, MessageType, RecordDict
 from hanse.errors import BudgetError, PolicyError, PrivacyRequiredError
 from hanse.flower import (
     ARRAYS,
     CONFIG,
-    JOB,
     METRICS,
     PROXIMAL_MU,
-    ROUND,
+    TERMS,
     WEIGHT,
     Envelope,
     open_envelope,
-    to_record,
     to_tensors,
 )
-from hanse.job import Job
-from hanse.records import Data, Records
-from hanse.task import Examples, NoOptions, Task
-from hanse_client.app import make_client_app
-from hanse_client.audit import AuditTrail, first_break, read_audit
-from hanse_client.ledger import Ledger
-from hanse_client.metrics import ClientMetrics
-from hanse_client.runtime import SiteRuntime
-from hanse_client.site import AllowedTask, Budget, Policy, Site, Tls
-from prometheus_client import CollectorRegistry
-from torch import Tensor, nn
+from hanse.records import Records
+from hanse_client.audit import first_break, read_audit
+from hanse_client.site import AllowedTask
 
-TASK = f"{__name__}:Line"
-RECORDS = 40
-
-
-class Line(Task[NoOptions]):
-    """One number in, one number out."""
-
-    def model(self) -> nn.Module:
-        return nn.Linear(1, 1)
-
-    def read(self, source: Path) -> Examples:
-        numbers = torch.linspace(-1, 1, RECORDS).unsqueeze(1)
-        return Examples((numbers,), 2 * numbers)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (outputs - targets).square().squeeze(1)
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"mae": float((outputs - targets).abs().mean())}
-
-
-def job(**changes: Any) -> Job:
-    settings: dict[str, Any] = {
-        "name": "line",
-        "rounds": 5,
-        "task": {"name": TASK},
-        "training": {"steps": 2, "batch_size": 20},
-        "privacy": {"noise_multiplier": 2.0},
-    }
-    settings |= changes
-    if settings["privacy"].get("mechanism") != "none":
-        settings["privacy"] = {"sampling_rate": 0.5, **settings["privacy"]}
-    return Job.model_validate(settings)
-
-
-def site(folder: Path, **policy: Any) -> Site:
-    allowed = {"tasks": (AllowedTask(name=TASK),), "release": ("mae",)}
-    return Site(
-        name="harbour",
-        coordinator="localhost:1",
-        state=folder,
-        tls=Tls(ca=folder, certificate=folder, key=folder),
-        data=Data(train=folder),
-        budget=Budget(epsilon=3.0),
-        policy=Policy(**(allowed | policy)),
-    )
-
-
-class Harbour:
-    """A site to send instructions to."""
-
-    def __init__(self, folder: Path, site: Site) -> None:
-        self.metrics = ClientMetrics(CollectorRegistry())
-        self.audit = folder / "audit.jsonl"
-        self.ledger = Ledger(folder / "ledger.sqlite")
-
-        def read(task: Any) -> Records:
-            everything = task.read(folder)
-            return Records(everything, everything.take(torch.arange(10)), "f" * 64)
-
-        self.runtime = SiteRuntime(
-            site,
-            read=read,
-            ledger=self.ledger,
-            audit=AuditTrail(self.audit),
-            metrics=self.metrics,
-        )
-        self.app: ClientApp = make_client_app(lambda context: self.runtime)
-        self._context = Context(1, 2, {}, RecordDict(), {})
-
-    def send(
-        self,
-        job: Job,
-        *,
-        number: int = 1,
-        kind: str = MessageType.TRAIN,
-        name: str = "a",
-        more: dict[str, Any] | None = None,
-    ) -> Message:
-        model = to_record(Line(NoOptions()).model().state_dict())
-        config = ConfigRecord({JOB: job.instruction, ROUND: number, **(more or {})})
-        envelope = Envelope(
-            message_id=name, run_id=1, src_node_id=1, dst_node_id=2, message_type=kind
-        )
-        content = RecordDict({ARRAYS: model, CONFIG: config})
-        return self.app(open_envelope(envelope, content), self._context)
-
-    def spent(self) -> float:
-        return self.ledger.statement("f" * 64, self.runtime.site.budget).spent
-
-
-@pytest.fixture
-def harbour(tmp_path: Path) -> Iterator[Callable[..., Harbour]]:
-    made: list[Harbour] = []
-
-    def make(**policy: Any) -> Harbour:
-        folder = tmp_path / str(len(made))
-        made.append(Harbour(folder, site(folder, **policy)))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.ledger.close()
+from tests.harbour import RECORDS, TASK, Harbour, job
 
 
 def test_a_round_is_trained_charged_and_let_out(harbour: Callable[..., Harbour]) -> None:
@@ -159,16 +44,23 @@ def test_a_round_is_trained_charged_and_let_out(harbour: Callable[..., Harbour])
 def test_nothing_leaves_but_what_the_policy_lists(harbour: Callable[..., Harbour]) -> None:
     reply = harbour(release=(), count=3.0).send(job())
     assert dict(reply.content.metric_records[METRICS]) == {WEIGHT: 3.0}
-    assert set(reply.content) == {ARRAYS, METRICS}
+    assert set(reply.content) == {ARRAYS, METRICS, TERMS}
+    assert dict(reply.content.config_records[TERMS]) == {
+        "count": "declared",
+        "noised": [],
+        "exact": [],
+        "noise_multiplier": 0.0,
+    }
 
 
 def test_an_evaluation_lets_out_listed_metrics_and_no_arrays(
     harbour: Callable[..., Harbour],
 ) -> None:
-    here = harbour()
+    here = harbour(release=(), release_exact=("mae",))
     reply = here.send(job(), kind=MessageType.EVALUATE)
-    assert set(reply.content) == {METRICS}
+    assert set(reply.content) == {METRICS, TERMS}
     assert set(reply.content.metric_records[METRICS]) == {WEIGHT, "mae"}
+    assert reply.content.config_records[TERMS]["exact"] == ["mae"]
     assert here.spent() == 0
 
 
@@ -275,7 +167,7 @@ def test_a_round_beyond_the_budget_is_refused_and_not_charged(
 def test_after_training_without_privacy_no_epsilon_is_claimed(
     harbour: Callable[..., Harbour],
 ) -> None:
-    here = harbour(allow_training_without_privacy=True, release=("*",))
+    here = harbour(allow_training_without_privacy=True, release_exact=("*",))
     reply = here.send(job(privacy={"mechanism": "none"}), name="a")
     assert "epsilon" not in reply.content.metric_records[METRICS]
     assert here.spent() == 0
@@ -310,15 +202,18 @@ def test_everything_is_audited_and_a_change_shows(harbour: Callable[..., Harbour
     here.send(job(training={"steps": 3}), name="b")
     here.send(job(), kind=MessageType.EVALUATE, name="c")
     lines = read_audit(here.audit)
-    assert [(line["event"], line["id"]) for line in lines] == [
+    assert [(line["event"], line.get("id")) for line in lines] == [
+        ("account_opened", None),
+        ("charged", "a"),
         ("released", "a"),
+        ("charge_released", None),
         ("refused", "b"),
         ("released", "c"),
     ]
-    assert lines[0]["arrays"] == 2
+    assert lines[2]["arrays"] == 2
     assert first_break(here.audit) is None
     here.audit.write_text(here.audit.read_text().replace('"arrays": 2', '"arrays": 1'))
-    assert first_break(here.audit) == 2
+    assert first_break(here.audit) == 4
 
 
 def test_an_error_of_the_data_says_nothing_of_the_data(

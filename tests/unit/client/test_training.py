@@ -19,8 +19,10 @@ from hanse.errors import (
 from hanse.job import Optimizer
 from hanse.task import Examples, NoOptions, Task
 from hanse_client import training
+from hanse_client.judging import exact_metrics
 from hanse_client.plan import LocalPlan, PrivateSteps
 from hanse_client.privacy import engine as private
+from hanse_client.site import Policy
 from hanse_client.steps import record_loss
 from hanse_client.training import Trainer
 from torch import Tensor, nn
@@ -208,17 +210,23 @@ def test_a_plain_round_is_a_function_of_its_arguments_and_disturbs_nothing() -> 
     assert not same(trainer.train(weights, examples, a_plan(augment=True, seed=12)).update, first)
 
 
+def evaluated(trainer: Trainer, weights: dict[str, Tensor], examples: Examples) -> dict[str, float]:
+    """Every metric of the weights, as it is."""
+    outputs = trainer.predict(weights, examples)
+    return exact_metrics(trainer.task, outputs, examples.targets, Policy(release_exact=("*",)))
+
+
 def test_a_round_after_an_evaluation_is_as_the_one_before() -> None:
     weights, examples, trainer = weights_of(Digits), records(), a_trainer()
     before = trainer.train(weights, examples, a_plan()).update
-    trainer.evaluate(weights, examples)
+    evaluated(trainer, weights, examples)
     assert same(trainer.train(weights, examples, a_plan()).update, before)
 
 
 def test_a_private_round_after_an_evaluation_still_learns_from_the_records() -> None:
     privacy = PrivateSteps(sampling_rate=1.0, noise_multiplier=1e-9, clipping_norm=1.0)
     trainer, weights = a_trainer(Line), weights_of(Line)
-    trainer.evaluate(weights, records(classes=False))
+    evaluated(trainer, weights, records(classes=False))
     plan = a_plan(privacy=privacy)
     assert trainer.train(weights, records(classes=False), plan).update_norm > 0.01
 
@@ -237,9 +245,9 @@ def test_augmentation_happens_only_where_the_plan_says_so() -> None:
 
 def test_training_learns() -> None:
     weights, examples, trainer = weights_of(Digits), records(300), a_trainer()
-    before = trainer.evaluate(weights, examples)
+    before = evaluated(trainer, weights, examples)
     update = trainer.train(weights, examples, a_plan(steps=600, lr=0.3)).update
-    after = trainer.evaluate({name: weights[name] + update[name] for name in weights}, examples)
+    after = evaluated(trainer, {name: weights[name] + update[name] for name in weights}, examples)
     assert after["loss"] < before["loss"] / 2
     assert after["accuracy"] > 0.8 > before["accuracy"] + 0.2
 
@@ -274,7 +282,7 @@ def test_weights_of_another_model_are_refused() -> None:
     with pytest.raises(TaskError, match="do not fit the task's model"):
         a_trainer(Digits).train(weights_of(Line), records(), a_plan())
     with pytest.raises(TaskError, match="do not fit the task's model"):
-        a_trainer(Digits).evaluate(weights_of(Line), records())
+        evaluated(a_trainer(Digits), weights_of(Line), records())
 
 
 # --- losses ---------------------------------------------------------------------------------
@@ -443,18 +451,18 @@ def test_evaluation_is_the_mean_over_all_records_without_dropout(
         "accuracy": float((outputs.argmax(dim=1) == examples.targets).double().mean()),
     }
     trainer = a_trainer()
-    assert trainer.evaluate(weights, examples) == pytest.approx(expected, abs=1e-6)
+    assert evaluated(trainer, weights, examples) == pytest.approx(expected, abs=1e-6)
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 7)
     trainer.train(weights, examples, a_plan())
-    assert trainer.evaluate(weights, examples) == pytest.approx(expected, abs=1e-6)
+    assert evaluated(trainer, weights, examples) == pytest.approx(expected, abs=1e-6)
 
 
 def test_evaluation_on_nothing_or_with_nothing_finite_is_an_error() -> None:
     with pytest.raises(DataError, match="no records"):
-        a_trainer().evaluate(weights_of(Digits), records(0))
+        evaluated(a_trainer(), weights_of(Digits), records(0))
     endless = {name: weight * torch.inf for name, weight in weights_of(Digits).items()}
     with pytest.raises(DivergedError):
-        a_trainer().evaluate(endless, records())
+        evaluated(a_trainer(), endless, records())
 
 
 # --- on a GPU -------------------------------------------------------------------------------
@@ -471,4 +479,4 @@ def test_a_round_on_a_gpu(privately: bool) -> None:
     assert {change.device.type for change in result.update.values()} == {"cpu"}
     assert result.update_norm > 0.0
     assert privately or same(trainer.train(weights, examples, plan).update, result.update)
-    assert trainer.evaluate(weights, examples)["loss"] > 0.0
+    assert evaluated(trainer, weights, examples)["loss"] > 0.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hanse.errors import JobError
-from hanse.job import Job, load_job
+from hanse.job import Evaluation, Job, load_job
 
 JOB = """
 name = "trial"
@@ -81,3 +81,29 @@ def test_the_digest_is_of_what_a_site_is_told(tmp_path: Path) -> None:
     assert load_job(write(tmp_path, more_noise)).digest != job.digest
     same_work = JOB + '[strategy]\nname = "FedAdam"\n'
     assert load_job(write(tmp_path, same_work)).digest == job.digest
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "rounds", "judged"),
+    [
+        ({}, 3, 3),
+        ({"every": 2}, 3, 2),
+        ({"every": 5}, 40, 8),
+        ({"every": 7}, 40, 6),
+        ({"federated": False}, 3, 0),
+    ],
+)
+def test_a_site_is_told_how_often_it_will_judge(
+    evaluation: dict[str, int], rounds: int, judged: int
+) -> None:
+    every, last = evaluation.get("every", 1), rounds
+    due = [n for n in range(1, rounds + 1) if n % every == 0 or n == last]
+    assert Evaluation(**evaluation).rounds_judged_by_sites(rounds) == judged
+    assert judged in (0, len(due))
+
+
+def test_a_site_is_not_told_by_what_models_are_chosen(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, JOB + '[evaluation]\nevery = 2\nselect = "-brier"\n'))
+    told = Job.model_validate_json(job.instruction)
+    assert told.evaluation.every == 2
+    assert "brier" not in job.instruction
