@@ -122,8 +122,8 @@ class Hospitals:
     def ledger(self, name: str) -> list[dict[str, Any]]:
         """The entries of a hospital's ledger, by its own command."""
         told = hanse("client", "ledger", str(self.federation.sites[name]), "--json")
-        data_sets = json.loads(told.stdout)["data_sets"]
-        return [entry for data_set in data_sets for entry in data_set["entries"]]
+        accounts = json.loads(told.stdout)["accounts"]
+        return [entry for account in accounts for entry in account["entries"]]
 
     def _start(self, name: str, *arguments: str) -> None:
         with self.federation.log(name).open("ab") as log:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hanse.errors import LedgerError
+from hanse.errors import LedgerBrokenError, LedgerError
+
+from hanse_client.durable import sync_folder
 
 GENESIS = "0" * 64
 
@@ -28,12 +30,21 @@ class AuditTrail:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self.path = path
         self._lock = threading.Lock()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _strike_torn_line(path)
+            sync_folder(path.parent)
             self._last = last_digest(path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines so far, oldest first, each checked to follow from the one before it.
+
+        Raises:
+            LedgerBrokenError: naming the first line that does not.
+        """
+        return [] if self.path is None else read_chained(self.path)
 
     def write(self, event: str, **details: Any) -> None:
         """Add a line, durably.
@@ -41,16 +52,16 @@ class AuditTrail:
         Raises:
             LedgerError: if it cannot be written; what was to be told must then not happen.
         """
-        if self._path is None:
+        if self.path is None:
             return
         with self._lock:
             line = {"time": time.time(), "event": event, **details, "previous": self._last}
             text = json.dumps(line, sort_keys=True)
             try:
-                _append(self._path, text.encode() + b"\n")
+                _append(self.path, text.encode() + b"\n")
             except OSError as error:
                 raise LedgerError(
-                    f"the audit trail {self._path} cannot be written: {error.strerror}",
+                    f"the audit trail {self.path} cannot be written: {error.strerror}",
                     remedy="Make room on the disk; nothing was sent.",
                 ) from error
             self._last = _digest(text)
@@ -60,18 +71,30 @@ def read_audit(path: Path) -> list[dict[str, Any]]:
     """The lines of a trail, oldest first; none where there is no file.
 
     Raises:
-        LedgerError: if a line is not what :class:`AuditTrail` writes.
+        LedgerBrokenError: if a line is not what :class:`AuditTrail` writes.
     """
     lines = []
     for number, text in enumerate(_lines(path), start=1):
         try:
             lines.append(json.loads(text))
         except ValueError as spoiled:
-            raise LedgerError(
-                f"{path}: line {number} is damaged",
-                remedy="The trail was changed; keep the file as it is.",
-            ) from spoiled
+            raise LedgerBrokenError(f"{path}: line {number} is damaged") from spoiled
     return lines
+
+
+def read_chained(path: Path) -> list[dict[str, Any]]:
+    """The lines of a trail, oldest first, each checked to follow from the one before it.
+
+    Raises:
+        LedgerBrokenError: naming the first line that does not.
+    """
+    broken = first_break(path)
+    if broken is not None:
+        raise LedgerBrokenError(
+            f"{path}: line {broken} does not follow from the one before it: the trail was "
+            "changed, or a line was removed"
+        )
+    return read_audit(path)
 
 
 def first_break(path: Path) -> int | None:
@@ -108,9 +131,9 @@ def _append(path: Path, line: bytes) -> None:
 
 def _strike_torn_line(path: Path) -> None:
     """Cut off a last line that a crash left half-written: what it was to tell did not happen."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # who else writes has then written whole lines
+        file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
 

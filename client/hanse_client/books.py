@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hanse.records import fingerprints
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hanse_client.ledger_reader import LedgerReader
+from hanse_client.audit import AuditTrail
+from hanse_client.ledger.book import Account, Book, short
+from hanse_client.ledger.ledger import Ledger
+from hanse_client.ledger.reader import read_ledger
+from hanse_client.ledger.verify import verify_ledger
 from hanse_client.site import Site
 
 
@@ -24,38 +30,62 @@ def audit_path(site: Site) -> Path:
     return site.state / "audit.jsonl"
 
 
-def ledger_result(site: Site) -> dict[str, Any]:
-    """What was spent, by data set, with every entry."""
-    budget = {"epsilon": site.budget.epsilon, "delta": site.budget.delta}
-    if not ledger_path(site).exists():
-        return {"site": site.name, "budget": budget, "data_sets": []}
-    with LedgerReader(ledger_path(site)) as ledger:
-        data_sets = [_data_set(ledger, each, site) for each in ledger.data_sets()]
-    return {"site": site.name, "budget": budget, "data_sets": data_sets}
+def ledger_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
+    """What was spent, by account, with every charge.
+
+    Args:
+        verify: whether to hold the ledger against the audit trail.
+
+    Raises:
+        LedgerBrokenError: if a row was changed; with ``verify``, if the two do not agree.
+    """
+    path, budget = ledger_path(site), site.budget
+    result: dict[str, Any] = {"site": site.name, "budget": budget.model_dump()}
+    if verify:
+        found = verify_ledger(path, audit_path(site), budget.delta)
+        result["verified"] = asdict(found)
+    book = read_ledger(path) if path.exists() else Book()
+    result["accounts"] = [_account(book, account, site) for account in book.accounts()]
+    return result
 
 
-def _data_set(ledger: LedgerReader, fingerprint: str, site: Site) -> dict[str, Any]:
-    stated = ledger.statement(fingerprint, site.budget)
+def adopt_data(site: Site, account: int | None) -> None:
+    """Let an account go on with the data of a site's file; with None, a fresh account.
+
+    Raises:
+        LedgerError: if there is no such account, or a client holds the ledger.
+        DataChangedError: if a fresh account is asked for data that belongs to one.
+    """
+    with Ledger(ledger_path(site)) as ledger:
+        ledger.anchor(AuditTrail(audit_path(site)))
+        ledger.adopt(fingerprints(site.data), account)
+
+
+def _account(book: Book, account: Account, site: Site) -> dict[str, Any]:
+    stated = book.statement(next(iter(account.data)), site.budget)
     return {
-        "fingerprint": fingerprint,
+        "account": account.number,
+        "data": [{"fingerprint": each, "since": since} for each, since in account.data.items()],
         "epsilon": stated.spent,
         "left": stated.left,
         "delta": stated.delta,
         "rounds": stated.rounds,
+        "evaluations": stated.evaluations,
         "rounds_without_privacy": stated.unprotected,
         "entries": [
             {
                 "time": entry.reserved_at,
-                "run": str(entry.run_id),
-                "round": entry.server_round,
-                "job": entry.job_digest,
-                "message": entry.message_id,
+                "type": entry.instruction.kind,
+                "run": str(entry.instruction.run_id),
+                "round": entry.instruction.server_round,
+                "job": entry.instruction.job_digest,
+                "message": entry.instruction.message_id,
                 "state": entry.state,
                 "noise_multiplier": entry.charge.noise_multiplier,
                 "sampling_rate": entry.charge.sampling_rate,
                 "steps": entry.charge.steps,
             }
-            for entry in ledger.entries(fingerprint)
+            for _, entry in sorted(account.entries.items())
         ],
     }
 
@@ -63,35 +93,63 @@ def _data_set(ledger: LedgerReader, fingerprint: str, site: Site) -> dict[str, A
 def ledger_view(result: dict[str, Any]) -> RenderableType:
     """The ledger, for people."""
     budget = result["budget"]
-    head = Text(
-        f"{result['site']}: budget epsilon {budget['epsilon']:g} at delta {budget['delta']:g}"
-    )
-    if not result["data_sets"]:
-        return Group(head, Text("nothing is spent"))
-    parts: list[RenderableType] = [head]
-    for each in result["data_sets"]:
-        parts.append(
-            Text(
-                f"data {each['fingerprint'][:12]}: epsilon {each['epsilon']:.4f} spent in "
-                f"{each['rounds']} rounds, {each['left']:.4f} left"
-            )
-        )
-        if each["rounds_without_privacy"]:
-            told = f"{each['rounds_without_privacy']} rounds trained on it with no privacy: "
-            parts.append(Text(told + "no epsilon bounds what they gave away", style="bold red"))
-        table = Table("when", "run", "round", "noise", "rate", "steps", "state")
-        for entry in each["entries"]:
-            table.add_row(
-                _when(entry["time"]),
-                entry["run"],
-                str(entry["round"]),
-                f"{entry['noise_multiplier']:.4g}",
-                f"{entry['sampling_rate']:.4g}",
-                str(entry["steps"]),
-                entry["state"],
-            )
-        parts.append(table)
+    parts: list[RenderableType] = [
+        Text(f"{result['site']}: budget epsilon {budget['epsilon']:g} at delta {budget['delta']:g}")
+    ]
+    for account in result["accounts"]:
+        parts += _account_view(account)
+    if not result["accounts"]:
+        parts.append(Text("nothing is spent"))
+    if "verified" in result:
+        parts.append(_verified_view(result["verified"]))
     return Group(*parts)
+
+
+def _account_view(account: dict[str, Any]) -> list[RenderableType]:
+    counted = f"{account['rounds']} rounds"
+    if account["evaluations"]:
+        counted += f" and {account['evaluations']} evaluations"
+    parts: list[RenderableType] = [
+        Text(
+            f"\naccount {account['account']}: epsilon {account['epsilon']:.4f} spent in {counted}, "
+            f"{account['left']:.4f} left"
+        )
+    ]
+    parts += [
+        Text(f"  data {short(each['fingerprint'])} since {_when(each['since'])}")
+        for each in account["data"]
+    ]
+    if account["rounds_without_privacy"]:
+        told = f"{account['rounds_without_privacy']} rounds trained on it with no privacy: "
+        parts.append(Text(told + "no epsilon bounds what they gave away", style="bold red"))
+    table = Table("when", "type", "run", "round", "noise", "rate", "steps", "state")
+    for entry in account["entries"]:
+        table.add_row(
+            _when(entry["time"]),
+            entry["type"],
+            entry["run"],
+            str(entry["round"]),
+            f"{entry['noise_multiplier']:.4g}",
+            f"{entry['sampling_rate']:.4g}",
+            str(entry["steps"]),
+            entry["state"],
+        )
+    return [*parts, table] if account["entries"] else parts
+
+
+def _verified_view(found: dict[str, Any]) -> Text:
+    told = [
+        f"\nverified: each of the {found['rows']} rows follows from the one before it, and the "
+        "audit trail tells of them"
+    ]
+    if found["told"] < found["rows"]:
+        told.append("but for the last, which the next start of the client will tell there")
+    told += [
+        f"account {number}: a recount from the audit trail alone gives epsilon {epsilon:.4f}"
+        for number, epsilon in found["recounted"].items()
+    ]
+    told.append(f"digest of the last row, to note elsewhere:\n{found['digest']}")
+    return Text("\n".join(told))
 
 
 def audit_view(lines: list[dict[str, Any]]) -> RenderableType:
@@ -100,21 +158,29 @@ def audit_view(lines: list[dict[str, Any]]) -> RenderableType:
         return Text("nothing was asked, and nothing left")
     table = Table("when", "event", "type", "round", "bytes", "metrics, or reason")
     for line in lines:
-        metrics = {
-            name: value
-            for record in line.get("metrics", {}).values()
-            for name, value in record.items()
-        }
-        told = line.get("reason") or ", ".join(sorted(metrics))
         table.add_row(
             _when(line["time"]),
-            line["event"],
-            line["type"],
-            line.get("round", ""),
+            line["event"].replace("_", " "),
+            line.get("type", ""),
+            str(line.get("round", "")),
             str(line.get("bytes", "")),
-            told,
+            _told(line),
         )
     return table
+
+
+def _told(line: dict[str, Any]) -> str:
+    """What a line says beside its event."""
+    if "steps" in line:
+        noise, rate = line["noise_multiplier"], line["sampling_rate"]
+        return f"{line['steps']} steps, noise {noise:.4g}, rate {rate:.4g}"
+    if "fingerprints" in line:
+        data = " and ".join(map(short, line["fingerprints"]))
+        return f"account {line['account']}: {data}"
+    if "charge" in line:
+        return f"the charge of row {line['charge']}"
+    metrics = {name for record in line.get("metrics", {}).values() for name in record}
+    return str(line.get("reason") or ", ".join(sorted(metrics)))
 
 
 def _when(moment: float) -> str:

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 
 from hanse.errors import HanseError, NameTakenError
 from hanse.job import Job
-from hanse.records import fingerprint, read_records
+from hanse.records import fingerprints, read_records
 from hanse.task import load_task
 from hanse.tls import load_identity
 
 from hanse_client import device
 from hanse_client.books import ledger_path
-from hanse_client.ledger_reader import LedgerReader
+from hanse_client.ledger.book import Book, short
+from hanse_client.ledger.reader import read_ledger
 from hanse_client.link import greet
 from hanse_client.plan import plan_round
 from hanse_client.policy import check_job, check_plan
@@ -72,18 +73,16 @@ def check_site(site: Site, job: Job | None) -> Iterator[Finding]:
 
 
 def _data(site: Site, job: Job | None) -> str:
-    known_as = fingerprint(site.data.train)
     if job is None:
+        known_as = " and ".join(map(short, fingerprints(site.data)))
         return (
-            f"{site.data.train.name} is there, known to the ledger as {known_as[:12]}; "
-            "with --job it is read as that job's task does"
+            f"{site.data.train.name} is there, fingerprint {known_as}; with --job it is read as "
+            "that job's task does"
         )
     records = read_records(load_task(job.task.name, job.task.options), site.data)
     held_out = 0 if records.held_out is None else len(records.held_out)
-    return (
-        f"{len(records.train)} records to train on, {held_out} held out, known to the ledger "
-        f"as {known_as[:12]}"
-    )
+    known_as = " and ".join(map(short, records.fingerprints))
+    return f"{len(records.train)} records to train on, {held_out} held out, fingerprint {known_as}"
 
 
 def _policy(site: Site, job: Job | None) -> str:
@@ -124,13 +123,16 @@ def _coordinator(site: Site) -> str:
 
 def _budget(site: Site) -> str:
     budget = site.budget
-    if not ledger_path(site).exists():
+    book = read_ledger(ledger_path(site)) if ledger_path(site).exists() else Book()
+    data = fingerprints(site.data)
+    account = book.account_of(data)
+    if account is None:
         return f"epsilon {budget.epsilon:g} at delta {budget.delta:g}; nothing is spent"
-    with LedgerReader(ledger_path(site)) as ledger:
-        stated = ledger.statement(fingerprint(site.data.train), budget)
+    stated = book.statement(data[0], budget)
     return (
-        f"epsilon {stated.spent:.4g} of {budget.epsilon:g} is spent on this data, in "
-        f"{_counted(stated.rounds, 'round')}; {stated.left:.4g} is left (delta {budget.delta:g})"
+        f"epsilon {stated.spent:.4g} of {budget.epsilon:g} is spent on this data, account "
+        f"{account.number}, in {_counted(stated.rounds, 'round')}; {stated.left:.4g} is left "
+        f"(delta {budget.delta:g})"
     )
 
 

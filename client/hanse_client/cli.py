@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from hanse.cli import Json, out, show
+
+if TYPE_CHECKING:
+    from hanse_client.site import Site
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE", help="The site's file, site.toml.")]
 client_app = typer.Typer(help="The client of a partner site.", no_args_is_help=True)
@@ -61,13 +64,46 @@ def check(
 
 
 @client_app.command("ledger")
-def ledger(site_file: SiteFile = Path("site.toml"), as_json: Json = False) -> None:
-    """What was spent of the privacy budget, by data set, and on which rounds."""
+def ledger(
+    site_file: SiteFile = Path("site.toml"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold each row against the audit trail, and recount.")
+    ] = False,
+    adopt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ACCOUNT",
+            help="Let this account go on with the data of site.toml, which has changed; `new` "
+            "for people of whom no record was ever trained on here.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before `--adopt new`.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What was spent of the privacy budget, by account, and on what; whose data this is."""
     from hanse_client.books import ledger_result, ledger_view
     from hanse_client.site import load_site
 
-    result = ledger_result(load_site(site_file))
+    site = load_site(site_file)
+    if adopt is not None:
+        _adopt(site, adopt, yes=yes)
+    result = ledger_result(site, verify=verify)
     show(result, as_json, lambda: out.print(ledger_view(result)))
+
+
+def _adopt(site: Site, account: str, *, yes: bool) -> None:
+    from hanse_client.books import adopt_data
+
+    if account == "new" and not yes:
+        typer.confirm(
+            "A fresh account forgets, for this data, all that was spent on other data. Is there "
+            "nobody in it who was in that data too?",
+            abort=True,
+            err=True,
+        )
+    if account != "new" and not account.isdecimal():
+        raise typer.BadParameter(f"{account!r} is neither the number of an account nor `new`")
+    adopt_data(site, None if account == "new" else int(account))
 
 
 @client_app.command("audit")
@@ -79,20 +115,12 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """What was asked of this site, and what left it."""
-    from hanse.errors import LedgerError
-
-    from hanse_client.audit import first_break, last_digest, read_audit
+    from hanse_client.audit import last_digest, read_audit, read_chained
     from hanse_client.books import audit_path, audit_view
     from hanse_client.site import load_site
 
     path = audit_path(load_site(site_file))
-    broken = first_break(path) if verify else None
-    if broken is not None:
-        raise LedgerError(
-            f"{path}: line {broken} does not follow from the one before it",
-            remedy="The trail was changed, or a line was removed; keep the file as it is.",
-        )
-    lines = read_audit(path)
+    lines = read_chained(path) if verify else read_audit(path)
     last = last_digest(path)
 
     def render() -> None:

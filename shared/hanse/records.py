@@ -43,19 +43,29 @@ class Records:
         fingerprint: of the bytes that ``train`` comes from, 64 hex digits. The ledger knows the
             data by it, whatever the task, its options, the paths and the names, so that reading
             the same file in another way gives no fresh budget.
+        held_out_fingerprint: likewise of ``held_out``; None if it comes from the same bytes.
     """
 
     train: Examples
     held_out: Examples | None
     fingerprint: str
+    held_out_fingerprint: str | None = None
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of all the bytes that the records come from."""
+        if self.held_out_fingerprint is None:
+            return (self.fingerprint,)
+        return self.fingerprint, self.held_out_fingerprint
 
 
 def read_records(task: AnyTask, data: Data) -> Records:
-    """Read a site's data as ``task`` does.
+    """Read a site's data as ``task`` does, once: they stay what they are if the files change.
 
     Raises:
-        DataError: if it cannot be read, or nothing is left to train on.
+        DataError: if it cannot be read, changes meanwhile, or nothing is left to train on.
     """
+    known_as = fingerprints(data)
     train = task.read(data.train)
     if data.test is None:
         train, held_out = hold_out(train, data.holdout, data.holdout_seed)
@@ -63,7 +73,13 @@ def read_records(task: AnyTask, data: Data) -> Records:
         held_out = task.read(data.test)
     if len(train) == 0:
         raise DataError(f"{data.train.name} holds no records to train on")
-    return Records(train, held_out, fingerprint(data.train))
+    if fingerprints(data) != known_as:
+        # Records of one version would be charged to the account of another.
+        raise DataError(
+            f"{data.train.name} was changed while it was read",
+            remedy="Put a new version in place by renaming it, and while the client is stopped.",
+        )
+    return Records(train, held_out, *known_as)
 
 
 def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples | None]:
@@ -84,20 +100,29 @@ def concatenate(parts: list[Examples]) -> Examples:
     )
 
 
+def fingerprints(data: Data) -> tuple[str, ...]:
+    """The fingerprint of the training data, and that of the held-out file if it is another."""
+    known_as = fingerprint(data.train)
+    held_out = known_as if data.test is None else fingerprint(data.test)
+    return (known_as,) if held_out == known_as else (known_as, held_out)
+
+
 def fingerprint(source: Path) -> str:
-    """SHA-256 over the bytes of a file, or of all files of a folder by their names.
+    """SHA-256 over the contents of a file, or of all files of a folder, whatever their names.
+
+    A folder's is that of its contents in an order of their own: one file has the same with and
+    without a folder around it, and a folder the same however its files are named and arranged.
 
     Raises:
         DataError: if there is nothing there.
     """
-    if not source.exists():
-        raise DataError(f"{source} does not exist", remedy="Correct [data] in site.toml.")
-    digest = hashlib.sha256()
-    folder = source.is_dir()
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if folder else [source]
-    for file in files:
-        if folder:
-            digest.update(str(file.relative_to(source)).encode() + b"\0")
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+    files = [source] if source.is_file() else [each for each in source.rglob("*") if each.is_file()]
+    if not files:
+        missing = "holds no file" if source.exists() else "does not exist"
+        raise DataError(f"{source} {missing}", remedy="Correct [data] in site.toml.")
+    return hashlib.sha256(b"".join(sorted(map(_digest, files)))).hexdigest()
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()

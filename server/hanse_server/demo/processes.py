@@ -100,11 +100,11 @@ def read_ledgers(federation: DemoFederation) -> dict[str, dict[str, Any]]:
                 f"`hanse client ledger` of {name} ended with exit code {process.returncode}",
                 remedy="What it printed above says why.",
             )
-        data_sets = json.loads(told)["data_sets"]
+        accounts = json.loads(told)["accounts"]
         ledgers[name] = {
-            "epsilon": max((each["epsilon"] for each in data_sets), default=0.0),
-            "delta": max((each["delta"] for each in data_sets), default=0.0),
-            "rounds": sum(each["rounds"] for each in data_sets),
+            "epsilon": max((each["epsilon"] for each in accounts), default=0.0),
+            "delta": max((each["delta"] for each in accounts), default=0.0),
+            "rounds": sum(each["rounds"] for each in accounts),
         }
     return ledgers
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import resource
 import signal
+import threading
 from pathlib import Path
 
 import pytest
-from hanse.errors import LedgerError
+from hanse.errors import LedgerBrokenError, LedgerError
 from hanse_client.audit import GENESIS, AuditTrail, first_break, last_digest, read_audit
 
 
@@ -54,6 +56,21 @@ def test_a_changed_or_removed_line_breaks_the_chain(tmp_path: Path) -> None:
     assert first_break(path) == 3
 
 
+def test_opening_it_a_second_time_strikes_no_line_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    AuditTrail(path).write("released", id="1")
+    with path.open("ab", buffering=0) as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        first.write(b'{"event": ')  # in the middle of a line
+        second = threading.Thread(target=AuditTrail, args=(path,))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        first.write(b'"asked"}\n')
+    second.join()
+    assert len(read_audit(path)) == 2
+
+
 def test_lines_follow_from_one_another_over_restarts(tmp_path: Path) -> None:
     path = tmp_path / "state" / "audit.jsonl"
     for number in range(3):
@@ -97,9 +114,20 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 def test_a_trail_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     trail = AuditTrail(path)
+    path.unlink()
     path.mkdir()
     with pytest.raises(LedgerError, match="cannot be written: Is a directory"):
         trail.write("released", id="1")
+
+
+def test_a_trail_whose_chain_is_broken_cannot_be_read_as_whole(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    trail = AuditTrail(path)
+    trail.write("released", id="1")
+    assert [line["id"] for line in trail.read()] == ["1"]
+    path.write_text(path.read_text() + '{"event": "released", "id": "2"}\n')
+    with pytest.raises(LedgerBrokenError, match="line 2 does not follow"):
+        trail.read()
 
 
 def test_no_file_is_no_lines(tmp_path: Path) -> None:

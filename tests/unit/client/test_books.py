@@ -8,12 +8,20 @@ import pytest
 from hanse.privacy.accounting import Charge
 from hanse.records import Data
 from hanse_client.audit import AuditTrail, read_audit
-from hanse_client.books import audit_path, audit_view, ledger_path, ledger_result, ledger_view
+from hanse_client.books import (
+    adopt_data,
+    audit_path,
+    audit_view,
+    ledger_path,
+    ledger_result,
+    ledger_view,
+)
 from hanse_client.ledger import Ledger
 from hanse_client.site import Budget, Site, Tls
 from rich.console import Console, RenderableType
 
-DATA = "a" * 64
+from tests.charges import DATA, reserve
+
 RUN = 2**63 + 5
 
 
@@ -36,44 +44,71 @@ def printed(view: RenderableType) -> str:
     return captured.get()
 
 
-def spend(site: Site, rounds: int) -> None:
+def spend(site: Site) -> None:
+    charge = Charge(noise_multiplier=4.0, sampling_rate=0.5, steps=3)
     with Ledger(ledger_path(site)) as ledger:
-        for number in range(1, rounds + 1):
-            ledger.reserve(
-                fingerprint=DATA,
-                message_id=f"message-{number}",
-                run_id=RUN,
-                server_round=number,
-                job_digest="b" * 64,
-                charge=Charge(noise_multiplier=4.0, sampling_rate=0.5, steps=3),
-                budget=site.budget,
-            )
-        ledger.release("message-1")
+        ledger.anchor(AuditTrail(audit_path(site)))
+        kept, _, failed = (
+            reserve(ledger, f"message-{number}", server_round=number, charge=charge)
+            for number in range(1, 4)
+        )
+        ledger.release(kept)
+        ledger.take_back(failed)
+        reserve(ledger, "message-4", kind="evaluate", charge=charge)
+        ledger.adopt(("c" * 64,), 1)
 
 
 def test_nothing_is_spent(site: Site) -> None:
     result = ledger_result(site)
 
-    assert result["data_sets"] == []
+    assert result["accounts"] == []
     assert "nothing is spent" in printed(ledger_view(result))
     assert not ledger_path(site).exists(), "looking makes no ledger"
 
 
-def test_what_was_spent_entry_by_entry(site: Site) -> None:
-    spend(site, 2)
+def test_what_was_spent_charge_by_charge(site: Site) -> None:
+    spend(site)
 
     result = ledger_result(site)
     text = printed(ledger_view(result))
 
-    (data_set,) = result["data_sets"]
-    assert data_set["fingerprint"] == DATA
-    assert data_set["rounds"] == 2
-    assert data_set["epsilon"] > 0
-    assert data_set["epsilon"] + data_set["left"] == pytest.approx(8.0)
-    assert [entry["state"] for entry in data_set["entries"]] == ["released", "reserved"]
-    assert [entry["run"] for entry in data_set["entries"]] == [str(RUN)] * 2, "JSON has 53 bits"
-    for fact in ("cleveland", DATA[:12], f"{data_set['epsilon']:.4f}", str(RUN), "reserved", "0.5"):
+    (account,) = result["accounts"]
+    assert [version["fingerprint"] for version in account["data"]] == [DATA, "c" * 64]
+    assert (account["rounds"], account["evaluations"]) == (2, 1)
+    assert account["epsilon"] > 0
+    assert account["epsilon"] + account["left"] == pytest.approx(8.0)
+    states = ["released", "reserved", "taken back", "reserved"]
+    assert [entry["state"] for entry in account["entries"]] == states
+    assert [entry["run"] for entry in account["entries"]] == [str(RUN)] * 4, "JSON has 53 bits"
+    assert "verified" not in result
+    for fact in ("cleveland", "account 1", "2 rounds and 1 evaluations", "c" * 12, "taken back"):
         assert fact in text
+    for fact in (DATA[:12], f"{account['epsilon']:.4f}", str(RUN), "reserved", "0.5"):
+        assert fact in text
+
+
+def test_a_verified_ledger_says_so(site: Site) -> None:
+    spend(site)
+
+    result = ledger_result(site, verify=True)
+    text = printed(ledger_view(result))
+
+    assert result["verified"]["rows"] == result["verified"]["told"] == 8
+    assert result["verified"]["recounted"] == {1: result["accounts"][0]["epsilon"]}
+    assert result["verified"]["digest"] in text
+    assert "each of the 8 rows" in text
+
+
+def test_an_administrators_answer_is_kept(site: Site) -> None:
+    spend(site)
+    site.data.train.write_text("1,2\n")
+
+    adopt_data(site, None)
+    adopt_data(site, 1)
+
+    assert [account["account"] for account in ledger_result(site, verify=True)["accounts"]] == [1]
+    last = [line["event"] for line in read_audit(audit_path(site))][-2:]
+    assert last == ["account_opened", "data_adopted"]
 
 
 def test_the_trail_shows_what_left_and_why_not(site: Site) -> None:
@@ -87,6 +122,16 @@ def test_the_trail_shows_what_left_and_why_not(site: Site) -> None:
     for fact in ("released", "train", "528", "accuracy, loss", "refused", "the budget is spent"):
         assert fact in text
     assert "0.8" not in text  # names of metrics, not their values
+
+
+def test_the_trail_shows_charges(site: Site) -> None:
+    spend(site)
+
+    text = printed(audit_view(read_audit(audit_path(site))))
+
+    for fact in ("account opened", "charged", "charge taken", "data adopted", "account 1: aaa"):
+        assert fact in text
+    assert "3 steps, noise 4," in text
 
 
 def test_an_empty_trail(site: Site) -> None:

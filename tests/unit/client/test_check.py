@@ -10,11 +10,17 @@ import pytest
 from hanse.errors import NameTakenError
 from hanse.examples import example
 from hanse.job import load_job
+from hanse.privacy.accounting import Charge
+from hanse.records import fingerprints
 from hanse_client import check
+from hanse_client.books import ledger_path
 from hanse_client.check import Finding, check_site
+from hanse_client.ledger import Ledger
 from hanse_client.link import Coordinator, Greeting
 from hanse_client.site import load_site
 from hanse_server.provisioning.authority import Authority
+
+from tests.charges import reserve
 
 JOB = load_job(example("heart") / "job.toml")
 
@@ -76,6 +82,23 @@ def test_without_a_job_no_record_is_read(site_file: Path) -> None:
     assert findings["data"].ok
     assert "--job" in findings["data"].message
     assert "tabular" in findings["policy"].message
+
+
+def test_what_the_ledger_thinks_of_the_data(site_file: Path) -> None:
+    site = load_site(site_file)
+    charge = Charge(noise_multiplier=8.0, sampling_rate=0.5, steps=1)
+    with Ledger(ledger_path(site)) as ledger:
+        reserve(ledger, "m1", data=fingerprints(site.data), charge=charge)
+    finding = found(site_file, with_job=False)["budget"]
+    assert "is spent on this data, account 1, in 1 round" in finding.message
+
+    with site.data.train.open("a") as file:
+        file.write("63,1,1,145,233,1,2,150,0,2.3,3,0,6,0\n")
+    finding = found(site_file, with_job=False)["budget"]
+
+    assert (finding.ok, finding.exit_code) == (False, 45)
+    assert "is not known to the ledger" in finding.message
+    assert "--adopt 1" in finding.remedy
 
 
 def test_a_public_count_is_told(site_file: Path) -> None:
