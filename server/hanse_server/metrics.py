@@ -6,7 +6,16 @@ import hanse
 from hanse.metrics import SECONDS, Phases
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-PHASES = ("waiting", "training", "evaluating", "checkpointing")
+PHASES = (
+    "waiting",
+    "agreeing_on_masks",
+    "sharing_masks",
+    "training",
+    "agreeing_on_survivors",
+    "unmasking",
+    "evaluating",
+    "checkpointing",
+)
 OUTCOMES = ("completed", "missed_quorum")
 
 

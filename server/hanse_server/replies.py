@@ -25,7 +25,7 @@ from torch import Tensor
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.status import Awaited
-from hanse_server.strategies.average import only_metrics
+from hanse_server.terms import checked_metrics, checked_terms, reason_of
 from hanse_server.workspace import SiteRound
 
 
@@ -41,6 +41,14 @@ def specs_of(arrays: ArrayRecord) -> dict[str, TensorSpec]:
     """The names, dtypes and shapes of a model, that each update must have too."""
     tensors = to_tensors(arrays)
     return {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def masked_specs(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """What masked updates of a model with ``specs`` look like: integers modulo 2^32.
+
+    Of them no norm can be checked: each is uniformly random by itself.
+    """
+    return {name: TensorSpec(torch.uint32, spec.shape) for name, spec in specs.items()}
 
 
 class ReplyDesk:
@@ -115,33 +123,30 @@ class ReplyDesk:
         if reply.has_error():
             label = error_label(reply.error)
             return reply, SiteRound(
-                outcome=label, seconds=seconds, reason=reply.error.reason or label
+                outcome=label, seconds=seconds, reason=reason_of(reply.error.reason, label)
             )
         try:
-            metrics = _checked_metrics(reply)
+            metrics = checked_metrics(reply)
+            terms = checked_terms(reply, metrics)
             norm = 0.0 if self._specs is None else _checked_norm(reply, self._specs)
         except UpdateError as unfit:
-            record = SiteRound(outcome=unfit.label, seconds=seconds, reason=unfit.message)
+            reason = reason_of(unfit.message, unfit.label)
+            record = SiteRound(outcome=unfit.label, seconds=seconds, reason=reason)
             return _as_error(reply, unfit), record
         weight = metrics.pop(WEIGHT)
         return reply, SiteRound(
-            outcome="result", seconds=seconds, weight=weight, update_norm=norm, metrics=metrics
+            outcome="result",
+            seconds=seconds,
+            weight=weight,
+            update_norm=norm,
+            metrics=metrics,
+            terms=terms,
         )
 
 
 def _as_error(reply: Message, error: UpdateError) -> Message:
     envelope = Envelope.of(reply, reply.metadata.message_id)
     return open_envelope(envelope, FlowerError(error.exit_code, error.message))
-
-
-def _checked_metrics(reply: Message) -> dict[str, float]:
-    metrics = only_metrics(reply.content)
-    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if wrong:
-        raise UpdateError(f"metric {wrong[0]} is not finite")
-    if metrics.get(WEIGHT, 0.0) <= 0.0:
-        raise UpdateError(f"{WEIGHT} = {metrics.get(WEIGHT)} is not above 0")
-    return metrics
 
 
 def _checked_norm(reply: Message, specs: Mapping[str, TensorSpec]) -> float:
@@ -166,6 +171,8 @@ def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:
             f"array {name} is {tensor.dtype}{tuple(tensor.shape)}, the model has "
             f"{spec.dtype}{spec.shape}"
         )
+    if spec.dtype == torch.uint32:  # masked: its norm says nothing
+        return 0.0
     square = float(tensor.double().square().sum())
     if not math.isfinite(square):
         raise UpdateError(f"array {name} holds NaN or infinite numbers")

@@ -21,6 +21,8 @@ from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.model import CentralJudge, initial_weights
 from hanse_server.replies import ReplyDesk, specs_of
+from hanse_server.secagg import SecureTraining
+from hanse_server.secagg.stage import StageDesk
 from hanse_server.statement import model_statement, released_by
 from hanse_server.status import Status, StatusFile
 from hanse_server.strategies import Resumable, make_strategy, released_model
@@ -39,7 +41,7 @@ class Trained:
 
     arrays: ArrayRecord | None
     metrics: dict[str, float]
-    desk: ReplyDesk
+    sites: dict[str, SiteRound]
 
 
 class RoundLoop:
@@ -64,6 +66,11 @@ class RoundLoop:
         self._metrics = metrics
         self._task = load_task(job.task.name, job.task.options)
         self._strategy = make_strategy(job)
+        self._secure = (
+            SecureTraining(job, grid, metrics, workspace.folder, self._show)
+            if job.secure_aggregation.enabled
+            else None
+        )
         self._judge = CentralJudge(self._task, job)
         self._status = StatusFile(workspace.folder)
         self._released: dict[str, dict[str, float]] = {}  # what each site last said, by name
@@ -112,7 +119,7 @@ class RoundLoop:
             outcome="completed" if met else "missed_quorum",
             started_at=started,
             seconds=time.time() - started,
-            sites=trained.desk.sites,
+            sites=trained.sites,
             train=trained.metrics,
             federated=federated,
             central=central,
@@ -155,11 +162,16 @@ class RoundLoop:
 
     def _train(self, number: int, arrays: ArrayRecord) -> Trained:
         config = self._config(number)
-        messages = self._strategy.configure_train(number, arrays, config, self._grid)
-        with self._exchange("training", number, list(messages), arrays) as (desk, replies):
+        messages = list(self._strategy.configure_train(number, arrays, config, self._grid))
+        if self._secure is not None:
+            outcome = self._secure.run(number, messages, arrays)
+            summed = [] if outcome.reply is None else [outcome.reply]
+            aggregate, metrics = self._strategy.aggregate_train(number, summed)
+            return Trained(aggregate, _plain(metrics), outcome.sites)
+        with self._exchange("training", number, messages, arrays) as (desk, replies):
             aggregate, metrics = self._strategy.aggregate_train(number, replies)
         met = desk.results >= self._job.strategy.quorum
-        return Trained(aggregate if met else None, _plain(metrics), desk)
+        return Trained(aggregate if met else None, _plain(metrics), desk.sites)
 
     def _evaluate(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
         config = self._config(number)
@@ -249,7 +261,12 @@ class RoundLoop:
         return ConfigRecord({JOB: self._job.instruction, ROUND: number})
 
     def _show(
-        self, phase: str, number: int, *, desk: ReplyDesk | None = None, waiting_for: str = ""
+        self,
+        phase: str,
+        number: int,
+        *,
+        desk: ReplyDesk | StageDesk | None = None,
+        waiting_for: str = "",
     ) -> None:
         names = sorted(self._grid.site_name(node) for node in self._grid.get_node_ids())
         awaited = desk.awaited if desk else ()

@@ -32,7 +32,8 @@ class Status:
 
     Attributes:
         phase: ``waiting``, ``training``, ``evaluating``, ``checkpointing``, ``done`` or
-            ``failed``.
+            ``failed``; in a secure round also ``agreeing_on_masks`` and ``sharing_masks`` before
+            training, ``agreeing_on_survivors`` and ``unmasking`` after it.
         waiting_for: in words; empty when nothing is awaited.
     """
 

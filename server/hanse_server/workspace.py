@@ -6,6 +6,7 @@
     status.json         what the server is doing now, for `hanse server status`
     history.jsonl       one line a round
     journal.sqlite      what each site is owed and owes
+    session.json        the secure round under way, and who answered which of its stages
     checkpoints/        round-00012/: model, strategy state, progress
     models/             last.safetensors, best.safetensors, each with its statement
     report.html
@@ -32,12 +33,31 @@ from hanse_server.durable import write_file
 
 
 @dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms metrics left a site, as the site says; nothing of it if it says nothing.
+
+    Attributes:
+        count: ``public`` where the weight is the number of records, ``declared`` where it is a
+            constant in its place, and empty if the site does not say.
+        noised: names of the metrics that left with noise, charged to the site's budget.
+        exact: names of those that left as they are, outside epsilon.
+        noise_multiplier: of the noised ones together; 0 without any.
+    """
+
+    count: str = ""
+    noised: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
+    noise_multiplier: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteRound:
     """What one site did in one round.
 
     Attributes:
         outcome: ``result``, or the label of the refusal or failure, or ``missing``.
         seconds: from the instruction to the reply.
+        terms: on which ``metrics`` left the site.
     """
 
     outcome: str
@@ -46,11 +66,17 @@ class SiteRound:
     update_norm: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    terms: Terms = field(default_factory=Terms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """One line of the history."""
+    """One line of the history.
+
+    Attributes:
+        sites: what each site that was asked to train did.
+        judged: what each did that was asked to judge the model.
+    """
 
     round: int
     outcome: str
@@ -62,6 +88,25 @@ class RoundRecord:
     central: dict[str, float]
     bytes_up: int
     bytes_down: int
+    judged: dict[str, SiteRound] = field(default_factory=dict)
+
+    @staticmethod
+    def from_line(line: dict[str, Any]) -> RoundRecord:
+        """The record that a line of the history was written from.
+
+        Raises:
+            TypeError: if it is of another form.
+        """
+        sites, judged = (_sites(line[key]) for key in ("sites", "judged"))
+        return RoundRecord(**line | {"sites": sites, "judged": judged})
+
+
+def _sites(line: dict[str, Any]) -> dict[str, SiteRound]:
+    return {name: SiteRound(**site | {"terms": _terms(site["terms"])}) for name, site in line.items()}
+
+
+def _terms(line: dict[str, Any]) -> Terms:
+    return Terms(**line | {"noised": tuple(line["noised"]), "exact": tuple(line["exact"])})
 
 
 class Workspace:

@@ -142,6 +142,13 @@ class DeviceError(HanseError):
     discloses_nothing = True
 
 
+class UpdateRangeError(HanseError):
+    exit_code = 26
+    label = "update_range"
+    help = "The update has a coordinate beyond the range that the job's secure aggregation allows."
+    remedy_hint = "Raise secure_aggregation.range in the job, or lower the learning rate."
+
+
 # --- 30-39: identity and link -------------------------------------------------------------
 
 
@@ -276,6 +283,22 @@ class AuditError(HanseError):
     label = "audit"
     help = "The empirical audit speaks against the engine of private training as it is built here."
     remedy_hint = "Train nothing private with it; audit again, and report it if it fails again."
+    discloses_nothing = True
+
+
+class SecureAggregationError(HanseError):
+    exit_code = 48
+    label = "secure_aggregation"
+    help = "A secure round cannot go on: too few sites are left, or somebody broke its protocol."
+    remedy_hint = "The round taught nothing to anybody; see which site or stage it was."
+    discloses_nothing = True
+
+
+class PeerError(HanseError):
+    exit_code = 49
+    label = "peer"
+    help = "Another site's identity in a secure round is forged, expired, or not the pinned one."
+    remedy_hint = "Compare fingerprints over another channel; `hanse client identity` shows them."
     discloses_nothing = True
 
 

@@ -2,7 +2,8 @@
 
 ``account`` answers every refusal by name and tells the administrator; ``policy`` asks whether
 this is allowed here; ``ledger`` whether the privacy budget covers it, and reserves it; then
-comes the work; and ``egress`` lets out what the policy lists, and nothing else.
+comes the work; ``masking`` hides its update in a secure round; and ``egress`` lets out what the
+policy lists, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,10 +13,17 @@ from flwr.clientapp.typing import Mod
 from hanse_client.gates.account import account
 from hanse_client.gates.egress import egress
 from hanse_client.gates.ledger import ledger
+from hanse_client.gates.masking import masking
 from hanse_client.gates.policy import policy
 from hanse_client.runtime import Resolve
 
 
 def gates(resolve: Resolve) -> list[Mod]:
     """The mods of a site's ClientApp, outermost first."""
-    return [account(resolve), policy(resolve), ledger(resolve), egress(resolve)]
+    return [
+        account(resolve),
+        policy(resolve),
+        ledger(resolve),
+        egress(resolve),
+        masking(resolve),
+    ]

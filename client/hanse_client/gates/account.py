@@ -8,12 +8,13 @@ from flwr.app import Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from hanse.errors import BudgetError, HanseError, LedgerError, PolicyError
 from hanse.flower import error_reply
+from hanse.secagg.messages import STAGES
 
 from hanse_client.runtime import Resolve, SiteRuntime
 
 log = logging.getLogger("hanse.client")
 
-_KINDS = (MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY)
+_KINDS = (MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY, *STAGES)
 
 
 def account(resolve: Resolve) -> Mod:

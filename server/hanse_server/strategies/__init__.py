@@ -53,13 +53,19 @@ def make_strategy(job: Job) -> Strategy:
         StrategyError: if there is none of that name, or it does not take the options.
     """
     choice = job.strategy
+    # A secure round ends in one reply for all its sites, or in none.
+    replies = 1 if job.secure_aggregation.enabled else choice.quorum
     try:
         if choice.name == "StreamingFedAvg":
             options: dict[str, Any] = dict(choice.options)
             return StreamingFedAvg(
-                fraction=choice.fraction, quorum=choice.quorum, seed=job.seed, **options
+                fraction=choice.fraction,
+                quorum=choice.quorum,
+                least_replies=replies,
+                seed=job.seed,
+                **options,
             )
-        return OnWeights(_flower_strategy(job), seed=job.seed, quorum=choice.quorum)
+        return OnWeights(_flower_strategy(job), seed=job.seed, quorum=replies)
     except TypeError as mismatch:
         raise StrategyError(f"strategy.options: {mismatch}") from mismatch
 

@@ -54,6 +54,7 @@ class StreamingFedAvg(Strategy):
     Args:
         fraction: share of the connected sites that a round asks, at least ``quorum`` of them.
         quorum: sites that a round needs.
+        least_replies: replies that a round needs, where one stands for many; the quorum if None.
         seed: of the choice of sites, with the round.
         lr: the server's learning rate.
         momentum: of the server's step, 0 for none.
@@ -65,6 +66,7 @@ class StreamingFedAvg(Strategy):
         *,
         fraction: float = 1.0,
         quorum: int = 1,
+        least_replies: int | None = None,
         seed: int = 0,
         lr: float = 1.0,
         momentum: float = 0.0,
@@ -72,6 +74,7 @@ class StreamingFedAvg(Strategy):
     ) -> None:
         self._fraction = fraction
         self._quorum = quorum
+        self._least_replies = quorum if least_replies is None else least_replies
         self._seed = seed
         self._lr = lr
         self._momentum = momentum
@@ -97,7 +100,7 @@ class StreamingFedAvg(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold each update as it arrives, then take the server's step.
 
-        With fewer results than the quorum there is no step: the model's next rounds must not
+        With too few results there is no step: the model's next rounds must not
         carry the momentum of updates that it never took.
         """
         updates, metrics, results = WeightedSum(), RunningMetrics(), 0
@@ -107,7 +110,7 @@ class StreamingFedAvg(Strategy):
             weight = metrics.fold(reply.content)
             updates.fold(to_tensors(only_arrays(reply.content)), weight)
             results += 1
-        if results < self._quorum:
+        if results < self._least_replies:
             return None, metrics.mean()
         self._step(updates.mean())
         self._fold_iterate(server_round)

@@ -1,0 +1,71 @@
+"""What a secure round has decided so far, on disk, so that a restarted server asks the same again.
+
+A site answers a stage once. The messages of a stage follow from who answered the stage before;
+with that kept, a server that comes back sends the same messages under the same ids, and the sites
+answer from their outboxes. Where it cannot, it begins the round anew, in a fresh session.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from hanse.errors import WorkspaceError
+
+from hanse_server.durable import write_file
+
+
+class Transcript:
+    """The session of one round: its token, and who answered each stage that is over.
+
+    Made by :meth:`resume` or :meth:`begin`.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self._path = path
+        self._content = content
+        self.token: str = content["token"]
+
+    @staticmethod
+    def resume(path: Path, server_round: int) -> Transcript:
+        """The session that ``path`` has of a round; a fresh one if it has none.
+
+        Raises:
+            WorkspaceError: if the file is damaged.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["round"] == server_round:
+                return Transcript(path, content)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as damaged:
+            raise WorkspaceError(
+                f"{path} is damaged: {damaged}",
+                remedy="Remove that file; the round begins anew.",
+            ) from damaged
+        return Transcript.begin(path, server_round)
+
+    @staticmethod
+    def begin(path: Path, server_round: int) -> Transcript:
+        """A fresh session of a round, on disk in place of any other."""
+        content = {"round": server_round, "token": secrets.token_hex(16), "stages": {}}
+        transcript = Transcript(path, content)
+        transcript._write()
+        return transcript
+
+    def decided(self, stage: str) -> list[str] | None:
+        """Who answered ``stage``; None while that is open."""
+        names: list[str] | None = self._content["stages"].get(stage)
+        return names
+
+    def decide(self, stage: str, names: Collection[str]) -> None:
+        """Close ``stage``, durably, before anything that follows from it is sent."""
+        self._content["stages"][stage] = sorted(names)
+        self._write()
+
+    def _write(self) -> None:
+        write_file(self._path, json.dumps(self._content).encode())
