@@ -22,7 +22,7 @@ class CanaryOptions(Settings):
 
 
 class Canaries(Task[CanaryOptions]):
-    """One-hot records: the gradient of record i is ``-norm`` along the direction ``inputs[i]``.
+    """One-hot records: the gradient of record i is ``-norm`` along the direction ``inputs[i, 0]``.
 
     It is so whatever the weights, as the loss is linear in them. A direction is shared out
     evenly between a linear layer and an embedding, so that clipping each layer by itself lets
@@ -51,16 +51,16 @@ class _Directions(nn.Module):
         self.embedding = nn.Embedding(directions, 1)
 
     def forward(self, direction: Tensor) -> Tensor:
-        """Indices of directions, (B,), to outputs, (B,)."""
-        one_hot = nn.functional.one_hot(direction, self.linear.in_features)
+        """Indices of directions, (B, 1), to outputs, (B,)."""
+        one_hot = nn.functional.one_hot(direction[:, 0], self.linear.in_features)
         linear: Tensor = self.linear(one_hot.to(self.linear.weight.dtype))
         embedded: Tensor = self.embedding(direction)
-        return (linear + embedded).squeeze(1)
+        return linear[:, 0] + embedded[:, 0, 0]
 
 
 def records_along(directions: Tensor) -> Examples:
     """The records that pull along ``directions``, a vector of indices."""
-    return Examples((directions,), torch.zeros(len(directions)))
+    return Examples((directions[:, None],), torch.zeros(len(directions)))
 
 
 def way_along(update: dict[str, Tensor]) -> Tensor:

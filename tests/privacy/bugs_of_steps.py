@@ -1,0 +1,153 @@
+"""Steps that clip, divide, count or pull otherwise than the accounting assumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hanse.task import Examples
+from hanse_client import training
+from hanse_client.privacy import clipping, hooks
+from hanse_client.privacy.clipping import Clipping
+from hanse_client.privacy.engine import DpEngine
+from hanse_client.privacy.noise import add_noise
+from hanse_client.steps import Outcome
+from torch import Tensor, nn
+
+from tests.privacy import test_clipping as clipped
+from tests.privacy.planting import Bug, Ground
+from tests.unit.client import test_dp_engine as engine
+from tests.unit.client import test_training
+
+Factors = Callable[[Clipping, Tensor], Tensor]
+STEP = DpEngine.__call__
+
+
+def factors_of(factors: Factors) -> Callable[[Ground], None]:
+    """Plants other factors for gradients of norms (B,)."""
+    return lambda ground: ground.patch.setattr(Clipping, "factors", factors)
+
+
+def not_clipped(self: Clipping, norms: Tensor) -> Tensor:
+    return torch.ones_like(norms)
+
+
+def clipped_together(self: Clipping, norms: Tensor) -> Tensor:
+    """As if the batch's mean gradient were clipped, not each record's."""
+    return (self.bound / norms.mean()).clamp(max=1.0).expand_as(norms)
+
+
+def normalised(self: Clipping, norms: Tensor) -> Tensor:
+    """Gradients below the clipping norm are blown up to it."""
+    factors: Tensor = self.bound / norms
+    return factors
+
+
+def clipped_by_layer(ground: Ground) -> None:
+    """Each weight's gradients are clipped by themselves, and not all together."""
+    by_record = hooks._by_record
+
+    def of_layer(parameter: nn.Parameter, records: int) -> Tensor:
+        rows = by_record(parameter, records)
+        norms = rows.norm(dim=1, keepdim=True)
+        return rows * (engine_norm / norms).clamp(max=1.0)
+
+    engine_norm = 0.3  # that of the guard
+    ground.patch.setattr(hooks, "_by_record", of_layer)
+    ground.patch.setattr(Clipping, "factors", not_clipped)
+
+
+def step_by(step: Callable[[DpEngine, Examples], Outcome]) -> Callable[[Ground], None]:
+    """Plants another step of the engine."""
+    return lambda ground: ground.patch.setattr(DpEngine, "__call__", step)
+
+
+def over_the_true_size(self: DpEngine, batch: Examples) -> Outcome:
+    self._batch_size = max(1, len(batch))
+    return STEP(self, batch)
+
+
+def skipping_empty_batches(self: DpEngine, batch: Examples) -> Outcome:
+    if len(batch) == 0:
+        return Outcome(records=0, losses=torch.zeros(0))
+    return STEP(self, batch)
+
+
+def without_noise_for_empty_batches(self: DpEngine, batch: Examples) -> Outcome:
+    if len(batch) == 0:
+        self._deviation = 0.0
+    return STEP(self, batch)
+
+
+def pulling_before_the_noise(self: DpEngine, batch: Examples) -> Outcome:
+    """The pull takes part in the sum: it is divided like a record's gradient."""
+    outcome = self._accumulate(batch)
+    self._pull()
+    for parameter in self._parameters:
+        assert parameter.grad is not None
+        add_noise(parameter.grad, self._deviation, self._noise)
+        parameter.grad.div_(self._batch_size)
+    self._optimizer.step()
+    return outcome
+
+
+def empty_batches_left_out(ground: Ground) -> None:
+    batches = training._batches
+
+    def without_empty(*arguments: Any) -> Any:
+        return (batch for batch in batches(*arguments) if len(batch) > 0)
+
+    ground.patch.setattr(training, "_batches", without_empty)
+
+
+def loop(kind: str = "perceptron") -> Callable[[Ground], None]:
+    """Clipped sums against a loop over single records."""
+    return lambda ground: engine.test_the_clipped_sum_is_that_of_a_loop_over_records(
+        kind, "cross_entropy", 256, ground.patch
+    )
+
+
+def removal(kind: str = "perceptron") -> Callable[[Ground], None]:
+    """Leaving out one record."""
+    return lambda _: engine.test_leaving_out_one_record_moves_the_sum_by_the_clipping_norm_at_most(
+        kind, "squared"
+    )
+
+
+def every_step(ground: Ground) -> None:
+    test_training.test_every_planned_step_is_taken_and_none_is_skipped_for_being_empty(ground.patch)
+
+
+BUGS = [
+    Bug(name="nothing is clipped", plant=factors_of(not_clipped), guard=removal()),
+    Bug(name="the batch is clipped as one", plant=factors_of(clipped_together), guard=removal()),
+    Bug(name="each layer is clipped by itself", plant=clipped_by_layer, guard=removal()),
+    Bug(name="small gradients are scaled up", plant=factors_of(normalised), guard=loop()),
+    Bug(
+        name="the clip leaves no margin for rounding",
+        plant=lambda ground: ground.patch.setattr(clipping, "MARGIN", 0.0),
+        guard=lambda _: clipped.test_no_rounding_brings_a_clipped_gradient_above_the_norm(10),
+    ),
+    Bug(
+        name="the divisor is the true size of the batch",
+        plant=step_by(over_the_true_size),
+        guard=lambda _: engine.test_the_divisor_is_the_nominal_batch_size_whatever_the_batch(),
+    ),
+    Bug(
+        name="an empty batch takes no step",
+        plant=step_by(skipping_empty_batches),
+        guard=every_step,
+    ),
+    Bug(
+        name="an empty batch takes no noise",
+        plant=step_by(without_noise_for_empty_batches),
+        guard=every_step,
+    ),
+    Bug(name="empty batches are left out", plant=empty_batches_left_out, guard=every_step),
+    Bug(
+        name="FedProx pulls before the noise",
+        plant=step_by(pulling_before_the_noise),
+        guard=lambda _: engine.test_fedprox_pulls_after_the_noise_by_its_closed_form(),
+    ),
+]
