@@ -132,6 +132,21 @@ def audit(
     show({"lines": lines, "verified": verify, "last": last}, as_json, render)
 
 
+@client_app.command("identity")
+def identity(site_file: SiteFile = Path("site.toml"), as_json: Json = False) -> None:
+    """Who this site is to the other sites of a secure round, for them to pin."""
+    from hanse_client.secagg import certified, pin_of
+    from hanse_client.site import load_site
+
+    name, fingerprint = pin_of(certified(load_site(site_file)))
+
+    def render() -> None:
+        out.print("for the other sites, under policy.secure_aggregation.peers in their site.toml:")
+        out.print(f'{name} = "{fingerprint}"', soft_wrap=True)
+
+    show({"site": name, "key_fingerprint": fingerprint}, as_json, render)
+
+
 @client_app.command("request")
 def request(
     name: Annotated[str, typer.Argument(help="What this site is to be called.")],

@@ -147,6 +147,16 @@ def certified(site: Site) -> OpenIdentity:
     return open_identity
 
 
+def pin_of(open_identity: OpenIdentity) -> tuple[str, str]:
+    """A site's name and the fingerprint of its public key, for others to pin.
+
+    Raises:
+        CertificateError: if certificate, key and authority do not fit together.
+    """
+    signer = open_identity().signer
+    return signer.name, key_fingerprint(signer.key.public_key())
+
+
 class SimulatedVerifier:
     """Knows simulated sites, whose keys follow from their names: nobody is kept from anything."""
 

@@ -10,7 +10,16 @@ import pytest
 from hanse.config import validate
 from hanse.errors import CertificateError, SiteFileError
 from hanse.records import Data
-from hanse_client.site import AllowedTask, Budget, Policy, Site, Tls, load_site
+from hanse_client.site import (
+    AllowedTask,
+    Budget,
+    Noise,
+    Policy,
+    SecureAggregationPolicy,
+    Site,
+    Tls,
+    load_site,
+)
 from hanse_server.provisioning.authority import Authority
 from hanse_server.provisioning.kit import site_toml, unpack_kit, write_kit
 from pydantic import BaseModel
@@ -96,7 +105,10 @@ def test_the_readme_names_the_three_commands(kit: Path, tmp_path: Path) -> None:
 
 def test_site_toml_names_every_setting() -> None:
     text = site_toml("north", "localhost:8443")
-    models: list[type[BaseModel]] = [Site, Tls, Data, Budget, Policy, AllowedTask]
+    models: list[type[BaseModel]] = [
+        *(Site, Tls, Data, Budget),
+        *(Policy, Noise, SecureAggregationPolicy, AllowedTask),
+    ]
 
     named = set(re.findall(r"^(?:#\s+)?(\w+) = ", text, flags=re.MULTILINE))
     tables = set(re.findall(r"^(?:# )?\[+([\w.]+)\]+$", text, flags=re.MULTILINE))
