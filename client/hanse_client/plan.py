@@ -120,7 +120,7 @@ def plan_round(
         raise DataError("the site has no training records", remedy="Check [data] in site.toml.")
     training = job.training
     sampled_at = _sampling_rate(job, records)
-    steps = training.steps or (training.epochs or 1) * _steps_of_an_epoch(job, records)
+    steps = _steps(job, records)
     privacy, noised = None, None
     if job.privacy.private:
         whole = _noise_multiplier(job, sampled_at, steps, release)
@@ -166,11 +166,11 @@ def _sampling_rate(job: Job, records: int) -> float:
     return job.privacy.sampling_rate or min(1.0, job.training.batch_size / records)
 
 
-def _steps_of_an_epoch(job: Job, records: int) -> int:
+def _steps(job: Job, records: int) -> int:
+    training = job.training
     if job.privacy.private and job.privacy.sampling_rate is not None:
-        # Rounded first: 1 / q of a rate such as 0.1 may lie a bit above the whole number.
-        return math.ceil(round(1.0 / job.privacy.sampling_rate, 9))
-    return math.ceil(records / job.training.batch_size)
+        return training.private_steps(job.privacy.sampling_rate)
+    return training.steps or (training.epochs or 1) * math.ceil(records / training.batch_size)
 
 
 def _noise_multiplier(job: Job, sampling_rate: float, steps: int, release: Release) -> float:

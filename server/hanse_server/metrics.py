@@ -16,6 +16,9 @@ PHASES = (
     "evaluating",
     "checkpointing",
 )
+MOST_NAMES = 100
+"""Names of metrics that are shown over a run: each is a series in Prometheus, kept for long."""
+
 OUTCOMES = ("completed", "missed_quorum")
 
 
@@ -82,8 +85,15 @@ class ServerMetrics:
         self.noise_multiplier = gauge(
             "site_noise_multiplier", "Noise multiplier, where the site says so.", site
         )
-        self.model_metric = gauge(
+        self._model_metric = gauge(
             "model_metric",
             "A metric of the global model after the last round.",
             ["metric", "source"],
         )
+        self._named: set[str] = set()
+
+    def show_of_model(self, metric: str, source: str, value: float) -> None:
+        """Show a metric of the model; of names that sites make up, the first so many."""
+        if metric in self._named or len(self._named) < MOST_NAMES:
+            self._named.add(metric)
+            self._model_metric.labels(metric, source).set(value)

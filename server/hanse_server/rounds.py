@@ -23,7 +23,8 @@ from hanse_server.model import CentralJudge, initial_weights
 from hanse_server.replies import ReplyDesk, specs_of
 from hanse_server.secagg import SecureTraining
 from hanse_server.secagg.stage import StageDesk
-from hanse_server.statement import model_statement, released_by
+from hanse_server.spending import FIGURES, Spending
+from hanse_server.statement import model_statement
 from hanse_server.status import Status, StatusFile
 from hanse_server.strategies import Resumable, make_strategy, released_model
 from hanse_server.workspace import RoundRecord, SiteRound, Workspace, read_history
@@ -73,7 +74,7 @@ class RoundLoop:
         )
         self._judge = CentralJudge(self._task, job)
         self._status = StatusFile(workspace.folder)
-        self._released: dict[str, dict[str, float]] = {}  # what each site last said, by name
+        self._spending = Spending(job)
         self._owing: frozenset[str] = frozenset()  # asked by an earlier server of this run
         metrics.rounds_planned.set(job.rounds)
 
@@ -110,7 +111,7 @@ class RoundLoop:
         # 3. judge
         due = met and (number % self._job.evaluation.every == 0 or number == self._job.rounds)
         asked = due and self._job.evaluation.federated
-        federated = self._evaluate(number, released) if asked else {}
+        federated, judged = self._evaluate(number, released) if asked else ({}, {})
         central = self._judge(released) if due else {}
         # 4. keep
         received_now, sent_now = self._grid.traffic()
@@ -125,6 +126,7 @@ class RoundLoop:
             central=central,
             bytes_up=received_now - received,
             bytes_down=sent_now - sent,
+            judged=judged,
         )
         progress = replace(progress, round=number, missed=0 if met else progress.missed + 1)
         progress = self._keep(record, arrays, released, progress)
@@ -173,11 +175,16 @@ class RoundLoop:
         met = desk.results >= self._job.strategy.quorum
         return Trained(aggregate if met else None, _plain(metrics), desk.sites)
 
-    def _evaluate(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
+    def _evaluate(
+        self, number: int, arrays: ArrayRecord
+    ) -> tuple[dict[str, float], dict[str, SiteRound]]:
         config = self._config(number)
         messages = self._strategy.configure_evaluate(number, arrays, config, self._grid)
-        with self._exchange("evaluating", number, list(messages), None) as (_, replies):
-            return _plain(self._strategy.aggregate_evaluate(number, replies))
+        with self._exchange("evaluating", number, list(messages), None) as (desk, replies):
+            means = _plain(self._strategy.aggregate_evaluate(number, replies))
+        # What sites say of their privacy is each site's own, and no measure of the model.
+        metrics = {name: value for name, value in means.items() if name not in FIGURES}
+        return metrics, desk.sites
 
     @contextmanager
     def _exchange(
@@ -224,8 +231,9 @@ class RoundLoop:
         self, record: RoundRecord, released: ArrayRecord, progress: Progress
     ) -> Progress:
         folder = self._workspace.models
-        self._released |= released_by(record.sites)
-        statement = model_statement(self._job, record, self._released)
+        self._spending.fold(record)
+        costs = self._spending.costs(tight=record.round == self._job.rounds)
+        statement = model_statement(self._job, record, costs)
         if record.round == self._job.rounds or record.outcome == "completed":
             checkpoint.save_model(folder / "last.safetensors", released, statement)
         value = self._selected(record)
@@ -247,8 +255,7 @@ class RoundLoop:
         self._owing = self._grid.owing()
         last = checkpoint.load_last(self._workspace.checkpoints)
         for line in self._workspace.truncate(0 if last is None else last.progress.round):
-            sites = {name: SiteRound(**site) for name, site in line["sites"].items()}
-            self._released |= released_by(sites)
+            self._spending.fold(RoundRecord.from_line(line))
         if last is None:
             return to_record(initial_weights(self._task, self._job)), Progress()
         if isinstance(self._strategy, Resumable):
@@ -286,7 +293,7 @@ class RoundLoop:
         self._metrics.rounds.labels(record.outcome).inc()
         for source, metrics in (("federated", record.federated), ("central", record.central)):
             for name, value in metrics.items():
-                self._metrics.model_metric.labels(name, source).set(value)
+                self._metrics.show_of_model(name, source, value)
         outcomes = Counter(site.outcome for site in record.sites.values())
         told = " ".join(f"{outcome}={count}" for outcome, count in sorted(outcomes.items()))
         judged = record.central or record.federated

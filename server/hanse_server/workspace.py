@@ -102,7 +102,9 @@ class RoundRecord:
 
 
 def _sites(line: dict[str, Any]) -> dict[str, SiteRound]:
-    return {name: SiteRound(**site | {"terms": _terms(site["terms"])}) for name, site in line.items()}
+    return {
+        name: SiteRound(**site | {"terms": _terms(site["terms"])}) for name, site in line.items()
+    }
 
 
 def _terms(line: dict[str, Any]) -> Terms:

@@ -79,6 +79,11 @@ class Training(Settings):
         default=0.0, description="FedProx (Li et al. 2020): pull towards the global model"
     )
 
+    def private_steps(self, sampling_rate: float) -> int:
+        """Steps of a private round: an epoch draws each record once in expectation."""
+        # Rounded first: 1 / q of a rate such as 0.1 may lie a bit above the whole number.
+        return self.steps or (self.epochs or 1) * math.ceil(round(1.0 / sampling_rate, 9))
+
     @model_validator(mode="after")
     def _one_length(self) -> Training:
         if (self.steps is None) == (self.epochs is None):

@@ -110,7 +110,10 @@ def test_the_models_statement_names_each_hospitals_epsilon(private: Ended) -> No
     statement = json.loads(file.read_text())["privacy"]
     assert statement["private"]
     assert set(statement["sites"]) == set(NAMES)
-    assert all(0 < site["epsilon"] <= 3.0 for site in statement["sites"].values())
+    for site in statement["sites"].values():
+        assert 0 < site["run"]["epsilon"] <= 3.0
+        assert 0 < site["data_set"]["epsilon"] <= 3.0
+        assert site["data_set"]["complete"]
 
 
 def test_the_audit_trail_tells_all_that_left(private: Ended) -> None:
@@ -124,7 +127,8 @@ def test_the_audit_trail_tells_all_that_left(private: Ended) -> None:
         # The one that left for a while may have been away while a model was judged.
         assert kinds["evaluate"] in ({ROUNDS} if name != NAMES[3] else {ROUNDS - 1, ROUNDS})
         let_out = {key for line in lines for key in line["metrics"]["metrics"]}
-        assert let_out == {"num-examples", *load_site(file).policy.release}
+        policy = load_site(file).policy
+        assert let_out == {"num-examples", *policy.release, *policy.release_exact}
         told = hanse("client", "audit", str(file), "--verify", "--json")
         assert told.returncode == 0, name
         assert json.loads(told.stdout)["verified"]

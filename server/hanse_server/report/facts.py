@@ -15,8 +15,9 @@ from hanse.job import Job
 from pydantic import ValidationError
 
 from hanse_server.report.sites import SiteFacts, site_facts
+from hanse_server.spending import SiteCost, Spending
 from hanse_server.status import Status, read_status
-from hanse_server.workspace import RoundRecord, SiteRound, read_history, read_run
+from hanse_server.workspace import RoundRecord, read_history, read_run
 
 COMPLETED = "completed"  # a round's outcome when it reached the quorum
 UNDER_WAY = ("waiting", "training", "evaluating", "checkpointing")  # phases of a server at work
@@ -85,6 +86,11 @@ class RunFacts:
     def sites(self) -> tuple[SiteFacts, ...]:
         """Every site that was ever asked, by name."""
         return site_facts(self.rounds)
+
+    @cached_property
+    def costs(self) -> dict[str, SiteCost]:
+        """What the run cost each site's records, as far as is known, by name."""
+        return Spending(self.job, self.rounds).costs(tight=True)
 
     @property
     def last_round(self) -> int:
@@ -155,7 +161,7 @@ def read_facts(folder: Path) -> RunFacts:
             job_digest=str(run["job_digest"]),
             job=Job.model_validate(run["job"]),
             settings=run["job"],
-            rounds=tuple(_round(line) for line in read_history(folder)),
+            rounds=tuple(RoundRecord.from_line(line) for line in read_history(folder)),
             models=tuple(_models(folder / "models")),
             status=read_status(folder) if (folder / "status.json").exists() else None,
             comparison=_comparison(folder / "comparison.json"),
@@ -165,11 +171,6 @@ def read_facts(folder: Path) -> RunFacts:
             f"{folder} cannot be read: {type(unfit).__name__}: {unfit}",
             remedy=f"Write the report with the version that ran it: hanse {run.get('hanse')}.",
         ) from unfit
-
-
-def _round(line: dict[str, Any]) -> RoundRecord:
-    sites = {name: SiteRound(**site) for name, site in line["sites"].items()}
-    return RoundRecord(**line | {"sites": sites})
 
 
 def _models(folder: Path) -> Iterator[KeptModel]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hanse_server.statement import RELEASED
+from hanse_server.spending import FIGURES
 from hanse_server.workspace import RoundRecord, SiteRound
 
 RESULT = "result"  # a site's outcome when its update was taken
@@ -100,7 +100,7 @@ def _facts(name: str, rounds: list[tuple[int, SiteRound]]) -> SiteFacts:
         update_norm=results[-1].update_norm if results else None,
         weights=tuple(sorted({site.weight for site in results})),
         privacy=_privacy(rounds),
-        metrics=tuple(sorted(told - set(RELEASED) - {NORM})),
+        metrics=tuple(sorted(told - set(FIGURES) - {NORM})),
     )
 
 
@@ -134,7 +134,7 @@ def _privacy(rounds: list[tuple[int, SiteRound]]) -> SitePrivacy:
     last: dict[str, float] = {}
     stated_in = 0
     for number, site in rounds:
-        last |= {name: site.metrics[name] for name in RELEASED if name in site.metrics}
+        last |= {name: site.metrics[name] for name in FIGURES if name in site.metrics}
         if "epsilon" in site.metrics:
             stated_in = number
     return SitePrivacy(

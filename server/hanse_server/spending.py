@@ -1,0 +1,307 @@
+"""What a run cost the records of each site, as far as its server can know.
+
+Two figures are kept apart: what *this run* cost, which follows from the job, from what sites told
+of their settings, and from what was asked of them; and what everything ever done with a site's
+data cost, which only the site's own ledger knows, and which a site may release.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hanse.job import Job
+from hanse.privacy.accounting import Charge, Charges, epsilon, epsilon_bound, merge
+
+from hanse_server.workspace import RoundRecord, SiteRound
+
+FIGURES = ("epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate", "steps")
+"""What sites may tell of their privacy; functions of no record."""
+
+UPDATE_NORM = "update_norm"
+"""A function of the update that the server has anyway."""
+
+UNCHARGED = frozenset(
+    {
+        *("job", "policy", "privacy_required", "calibration", "unprovable_model"),
+        *("budget", "ledger", "data_changed", "ledger_broken"),
+    }
+)
+"""How a site says that nothing was begun. With any other outcome, silence included, it may have
+been charged, and counts here."""
+
+MOST_TIGHT = 8
+"""Sets of charges that the tightest accountant is asked for, at most: each takes it seconds."""
+
+CLOSED_FORM = "closed form of the Gaussian mechanism (Balle, Wang 2018)"
+TIGHT = "privacy loss distributions (Doroshenko et al. 2022)"
+FAST = "Rényi differential privacy, an upper bound (Mironov et al. 2019)"
+TARGET = "none: the target epsilon of the job, which each site calibrates its noise to"
+
+
+def _last(_: float, told: float) -> float:
+    return told
+
+
+_WORSE: dict[str, Callable[[float, float], float]] = {
+    "noise_multiplier": min,
+    "sampling_rate": max,
+    "steps": max,
+}
+"""Where what a site tells of its settings changes, the run counts by what costs more."""
+
+Kind = Literal["noised", "exact", "not known"]
+Source = Literal["training", "held-out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """An epsilon, its delta, and how it was found."""
+
+    epsilon: float
+    delta: float
+    accountant: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSetCost:
+    """What a site's own ledger said of its data set, over all rounds, runs and jobs.
+
+    Attributes:
+        left: of the site's budget, None if it did not say.
+        delta: likewise.
+        stated_in: the round in which it last said so.
+        complete: whether nothing was asked of the site since that it may have been charged for.
+    """
+
+    epsilon: float
+    left: float | None
+    delta: float | None
+    stated_in: int
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disclosure:
+    """A metric that a site let out beside its updates.
+
+    Attributes:
+        noise_multiplier: of the noise that it left with, None where that is not so or not known.
+    """
+
+    name: str
+    records: Source
+    kind: Kind
+    noise_multiplier: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteCost:
+    """What is known of one site.
+
+    Attributes:
+        asked: rounds in which it was asked to train.
+        counted: those of them that it may have trained in, whether or not its update was taken.
+        evaluations: likewise, of the evaluations that it was asked for.
+        noise_multiplier: of all that a step gave away; None if it is not known.
+        sampling_rate: likewise.
+        steps: of a round, likewise.
+        evaluation_noise: noise multiplier of each evaluation; None if none was noised.
+        run: what this run cost, None if that is not known or there is no bound.
+        data_set: what the site's ledger says of its data set; None if it does not say.
+        disclosures: what else it let out.
+        count: what its weight is: ``public``, ``declared`` or empty (:class:`Terms`).
+    """
+
+    asked: int
+    counted: int
+    evaluations: int
+    noise_multiplier: float | None
+    sampling_rate: float | None
+    steps: int | None
+    evaluation_noise: float | None
+    run: Cost | None
+    data_set: DataSetCost | None
+    disclosures: tuple[Disclosure, ...]
+    count: str
+
+
+@dataclass
+class _Account:
+    """One site, as round after round tells of it."""
+
+    asked: int = 0
+    counted: int = 0
+    evaluations: int = 0
+    told: dict[str, float] = field(default_factory=dict)
+    stated_in: int = 0
+    complete: bool = False
+    count: str = ""
+    disclosures: dict[tuple[str, Source], Disclosure] = field(default_factory=dict)
+    evaluation_noise: float | None = None
+    answered: bool = False
+
+    def trained(self, number: int, site: SiteRound) -> None:
+        self.asked += 1
+        if site.outcome in UNCHARGED:
+            return
+        self.counted += 1
+        self.complete = False
+        self._tell(number, site, "training")
+
+    def judged(self, number: int, site: SiteRound) -> None:
+        if site.outcome in UNCHARGED:
+            return
+        self.evaluations += 1
+        self.answered |= site.outcome == "result"
+        if site.terms.noised:
+            noise = site.terms.noise_multiplier
+            self.evaluation_noise = min(noise, self.evaluation_noise or math.inf)
+        if self.evaluation_noise is not None:
+            self.complete = False
+        self._tell(number, site, "held-out")
+
+    def _tell(self, number: int, site: SiteRound, records: Source) -> None:
+        if site.outcome != "result":
+            return
+        for name in FIGURES:
+            if name in site.metrics:
+                worse = _WORSE.get(name, _last)
+                self.told[name] = worse(self.told.get(name, site.metrics[name]), site.metrics[name])
+        if "epsilon" in site.metrics:
+            self.stated_in, self.complete = number, True
+        self.count = site.terms.count or self.count
+        for name in site.metrics.keys() - {*FIGURES, UPDATE_NORM}:
+            noised, exact = name in site.terms.noised, name in site.terms.exact
+            kind: Kind = "exact" if exact else "noised" if noised else "not known"
+            before = self.disclosures.get((name, records))
+            if before is None or before.kind == "noised":  # what once left exactly stays so
+                self.disclosures[name, records] = Disclosure(
+                    name=name,
+                    records=records,
+                    kind=kind,
+                    noise_multiplier=site.terms.noise_multiplier if noised else None,
+                )
+
+
+class Spending:
+    """What a run cost its sites, folded round by round."""
+
+    def __init__(self, job: Job, rounds: Iterable[RoundRecord] = ()) -> None:
+        self._job = job
+        self._accounts: dict[str, _Account] = {}
+        for record in rounds:
+            self.fold(record)
+
+    def fold(self, record: RoundRecord) -> None:
+        """Add a round."""
+        for name, site in record.sites.items():
+            self._accounts.setdefault(name, _Account()).trained(record.round, site)
+        for name, site in record.judged.items():
+            self._accounts.setdefault(name, _Account()).judged(record.round, site)
+
+    def costs(self, *, tight: bool) -> dict[str, SiteCost]:
+        """What is known of each site, by name.
+
+        Args:
+            tight: take the tightest accountant, which may take seconds, where it is feasible.
+        """
+        runs = {name: self._charges(account) for name, account in self._accounts.items()}
+        different = {charges for charges in runs.values() if charges}
+        tight = tight and len(different) <= MOST_TIGHT
+        return {
+            name: self._cost(account, runs[name], tight=tight)
+            for name, account in sorted(self._accounts.items())
+        }
+
+    def _cost(self, account: _Account, charges: Charges | None, *, tight: bool) -> SiteCost:
+        told = account.told
+        return SiteCost(
+            asked=account.asked,
+            counted=account.counted,
+            evaluations=account.evaluations,
+            noise_multiplier=self._noise_multiplier(told),
+            sampling_rate=self._sampling_rate(told),
+            steps=self._steps(told),
+            evaluation_noise=account.evaluation_noise,
+            run=self._run(account, charges, tight=tight),
+            data_set=_data_set(account),
+            disclosures=tuple(account.disclosures[key] for key in sorted(account.disclosures)),
+            count=account.count,
+        )
+
+    def _run(self, account: _Account, charges: Charges | None, *, tight: bool) -> Cost | None:
+        job, privacy = self._job, self._job.privacy
+        if not privacy.private:
+            return None
+        if charges is not None:
+            return cost_of(charges, privacy.delta, tight=tight)
+        planned = job.evaluation.rounds_judged_by_sites(job.rounds)
+        as_planned = account.counted <= job.rounds and account.evaluations <= planned
+        if privacy.target_epsilon is None or not as_planned:
+            return None
+        return Cost(epsilon=privacy.target_epsilon, delta=privacy.delta, accountant=TARGET)
+
+    def _charges(self, account: _Account) -> Charges | None:
+        """What the run charged at a site; None if that cannot be known."""
+        noise, rate, steps = (
+            self._noise_multiplier(account.told),
+            self._sampling_rate(account.told),
+            self._steps(account.told),
+        )
+        charges = []
+        if account.counted:
+            if noise is None or rate is None or steps is None:
+                return None
+            count = steps * account.counted
+            charges.append(Charge(noise_multiplier=noise, sampling_rate=rate, steps=count))
+        if account.evaluations and not account.answered:
+            return None
+        if account.evaluations and account.evaluation_noise is not None:
+            charges.append(
+                Charge(
+                    noise_multiplier=account.evaluation_noise,
+                    sampling_rate=1.0,
+                    steps=account.evaluations,
+                )
+            )
+        return merge(charges)
+
+    def _noise_multiplier(self, told: Mapping[str, float]) -> float | None:
+        given = self._job.privacy.noise_multiplier or told.get("noise_multiplier", 0.0)
+        return given if given > 0.0 else None
+
+    def _sampling_rate(self, told: Mapping[str, float]) -> float | None:
+        given = self._job.privacy.sampling_rate or told.get("sampling_rate", 0.0)
+        return given if 0.0 < given <= 1.0 else None
+
+    def _steps(self, told: Mapping[str, float]) -> int | None:
+        rate = self._job.privacy.sampling_rate
+        if rate is not None:
+            return self._job.training.private_steps(rate)
+        given = self._job.training.steps or round(told.get("steps", 0.0))
+        return given if given > 0 else None
+
+
+def cost_of(charges: Charges, delta: float, *, tight: bool) -> Cost:
+    """What ``charges`` cost together."""
+    bound = epsilon_bound(charges, delta)
+    if all(charge.sampling_rate == 1.0 for charge in charges):
+        return Cost(epsilon=bound, delta=delta, accountant=CLOSED_FORM)
+    found = epsilon(charges, delta) if tight else bound
+    return Cost(epsilon=found, delta=delta, accountant=TIGHT if found < bound else FAST)
+
+
+def _data_set(account: _Account) -> DataSetCost | None:
+    told = account.told
+    if "epsilon" not in told:
+        return None
+    return DataSetCost(
+        epsilon=told["epsilon"],
+        left=told.get("epsilon_left"),
+        delta=told.get("delta"),
+        stated_in=account.stated_in,
+        complete=account.complete,
+    )
