@@ -40,8 +40,7 @@ def clipped_together(self: Clipping, norms: Tensor) -> Tensor:
 
 def normalised(self: Clipping, norms: Tensor) -> Tensor:
     """Gradients below the clipping norm are blown up to it."""
-    factors: Tensor = self.bound / norms
-    return factors
+    return norms.reciprocal() * self.bound
 
 
 def clipped_by_layer(ground: Ground) -> None:
@@ -50,10 +49,10 @@ def clipped_by_layer(ground: Ground) -> None:
 
     def of_layer(parameter: nn.Parameter, records: int) -> Tensor:
         rows = by_record(parameter, records)
-        norms = rows.norm(dim=1, keepdim=True)
-        return rows * (engine_norm / norms).clamp(max=1.0)
+        factors: Tensor = (norm_of_the_guard / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
+        return rows * factors
 
-    engine_norm = 0.3  # that of the guard
+    norm_of_the_guard = 0.3
     ground.patch.setattr(hooks, "_by_record", of_layer)
     ground.patch.setattr(Clipping, "factors", not_clipped)
 

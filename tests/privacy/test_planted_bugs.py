@@ -13,7 +13,9 @@ from tests.privacy import (
     bugs_of_accounting,
     bugs_of_audit,
     bugs_of_checks,
+    bugs_of_ledger,
     bugs_of_noise,
+    bugs_of_release,
     bugs_of_sampling,
     bugs_of_steps,
 )
@@ -25,6 +27,8 @@ TABLES = (
     bugs_of_steps,
     bugs_of_checks,
     bugs_of_accounting,
+    bugs_of_ledger,
+    bugs_of_release,
     bugs_of_audit,
 )
 BUGS = [bug for table in TABLES for bug in table.BUGS]
