@@ -17,7 +17,7 @@ from hanse_server.report import formats
 from hanse_server.report.facts import RunFacts, read_facts
 from hanse_server.report.outline import key_figures, outcome
 from hanse_server.report.panels import metrics_left_out, panels
-from hanse_server.report.privacy import NO_PRIVACY, NOT_RELEASED, privacy_statement
+from hanse_server.report.privacy import NO_PRIVACY, NOT_KNOWN, NOT_RELEASED, privacy_statement
 from hanse_server.report.settings import as_toml
 
 PACKAGES = ("flwr", "torch")
@@ -72,7 +72,7 @@ def render(run: RunFacts) -> str:
         settings=as_toml(run.settings),
         versions=_versions(run),
         no_privacy=NO_PRIVACY,
-        not_released=NOT_RELEASED,
+        unknown=(NOT_KNOWN, NOT_RELEASED),
     )
 
 

@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 
 from rich.filesize import decimal
 
+Write = Callable[[float], str]
+"""How a number is written."""
+
 SPACE = "\u00a0"  # between a number and its unit, so that no line breaks there
 ABSENT = "–"
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hanse_server.report import formats
 from hanse_server.report.facts import UNDER_WAY, RunFacts
-from hanse_server.report.privacy import NO_PRIVACY, highest_delta, highest_epsilon
+from hanse_server.report.privacy import NO_PRIVACY, run_costs, took_part, totals
 
 CARDS_OF_METRICS = 3
 FIRST_METRICS = ("accuracy", "auc", "loss")
@@ -118,17 +118,17 @@ def _metrics(run: RunFacts) -> list[KeyFigure]:
 
 
 def _privacy(run: RunFacts) -> KeyFigure:
-    label = "Epsilon, highest at a site"
+    label = "Epsilon of this run, highest at a site"
     if not run.job.privacy.private:
         return KeyFigure(label=label, value=NO_PRIVACY, note="epsilon is unbounded", bad=True)
-    epsilon = highest_epsilon(run)
-    if epsilon is None:
-        trained = any(site.results for site in run.sites)
-        note = "not released by any site" if trained else "no update was taken"
+    sites, known, all_runs = took_part(run), run_costs(run), totals(run)
+    if not known:
+        note = "not known" if sites else "no site began anything"
         return KeyFigure(label=label, value=formats.ABSENT, note=note)
-    delta = highest_delta(run.sites)
-    note = "delta not released" if delta is None else f"delta {formats.short(delta)}"
-    silent = sum(site.epsilon is None and site.results > 0 for site in run.sites)
-    if silent:
-        note += f"; epsilon not released by {formats.plural(silent, 'site')}"
-    return KeyFigure(label=label, value=formats.epsilon_spent(epsilon), note=note)
+    worst = max(known, key=lambda cost: cost.epsilon)
+    notes = [f"delta {formats.short(worst.delta)}"]
+    if len(known) < len(sites):
+        notes.append(f"not known of {formats.plural(len(sites) - len(known), 'site')}")
+    if all_runs:
+        notes.append(f"over all runs {formats.epsilon_spent(max(all_runs))}, by sites’ own ledgers")
+    return KeyFigure(label=label, value=formats.epsilon_spent(worst.epsilon), note="; ".join(notes))

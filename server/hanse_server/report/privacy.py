@@ -1,52 +1,91 @@
 """The privacy statement of a run, in words that a data-protection officer can use.
 
-It says what each site released of its accounts and claims nothing for a site that keeps them to
-itself. What left the sites outside epsilon is named.
+Two figures are kept apart: what this run cost, which the server computes, and what everything ever
+done with a site's data cost, by the site's own ledger, where the site releases it. What is not
+known is said to be not known.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hanse.job import Privacy
 
 from hanse_server.report import formats
 from hanse_server.report.facts import RunFacts
-from hanse_server.report.sites import SiteFacts
+from hanse_server.spending import CLOSED_FORM, FAST, TARGET, TIGHT, Cost, SiteCost
+from hanse_server.statement import UNIT
 
 NO_PRIVACY = "No privacy"
 NOT_RELEASED = "not released"
+NOT_KNOWN = "not known"
 
-UNIT = (
-    "One record at one site: data sets that differ by adding or removing one record "
-    "(add-or-remove adjacency). A person with several records, at one site or at several, is "
-    "protected less: the epsilons of those records add up."
+PERSON = (
+    " A person with several records, at one site or at several, is protected less: the epsilons "
+    "of those records add up."
 )
 MECHANISM = (
     "DP-SGD. In each step a site draws every record on its own with the sampling rate (Poisson "
     "sampling), clips the gradient of each record to the clipping norm, and adds Gaussian noise "
-    "of standard deviation noise multiplier × clipping norm to their sum."
+    "of standard deviation noise multiplier × clipping norm to their sum. Metrics that leave with "
+    "noise are means of bounded values of records; their sums get Gaussian noise, too."
 )
 AGAINST = (
     "The server, the other sites, and whoever is given the model or any update that it was made "
     "from. The noise is added at the site, before anything leaves it."
 )
 ACCOUNTING = (
-    "By each site, in a ledger of its own, before the first record is drawn; over everything ever "
-    "trained on the same data, in this run and in others. The figures below are the sites’ own; "
-    "where a site was interrupted, its ledger may hold more than it could tell."
+    "This run’s epsilon is computed here, from the job, from what sites tell of their settings, "
+    "and from every round and evaluation that a site was asked for and did not refuse, whether or "
+    "not its result was taken. Epsilon over all runs is the site’s own word: each keeps a ledger "
+    "that is charged before the first record is drawn, over everything ever done with the same "
+    "data. Where a site was interrupted, its ledger may hold more than it could tell."
 )
+FOUND_BY = {
+    CLOSED_FORM: "closed form",
+    TIGHT: "PLD",
+    FAST: "RDP",
+    TARGET: "the job’s target",
+}
+"""Short names of accountants, for a table; the statement has them in full."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """Something that left the sites outside epsilon: what, and by which way."""
+    """A metric that left the sites, and by which way; how much of the page's red it deserves."""
 
     name: str
     way: str
+    noised: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteLine:
+    """One site in the tables; every cell is text for people.
+
+    Attributes:
+        rounds: in which it may have been charged, of those in which it was asked.
+        epsilon, delta, found_by: of this run.
+        total, left, total_delta, stated_in: over all runs, by the site's own ledger.
+        note: what makes the total incomplete; empty if nothing does.
+    """
+
+    name: str
+    epsilon: str
+    delta: str
+    found_by: str
+    noise_multiplier: str
+    sampling_rate: str
+    steps: str
+    rounds: str
+    evaluations: str
+    total: str
+    left: str
+    total_delta: str
+    stated_in: str
+    note: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,40 +93,56 @@ class PrivacyStatement:
     """What there is to be said.
 
     Attributes:
-        sentence: the whole in one or two sentences.
+        sentence: the whole in a few sentences.
         terms: the particulars, as terms and descriptions.
-        outside: what was released outside epsilon.
+        sites: line by line.
+        releases: what left the sites beside their updates, what is outside epsilon first.
     """
 
     private: bool
     sentence: str
     terms: tuple[tuple[str, str], ...]
-    outside: tuple[Release, ...]
+    sites: tuple[SiteLine, ...]
+    releases: tuple[Release, ...]
 
 
 def privacy_statement(run: RunFacts) -> PrivacyStatement:
     """The statement of a run, as far as it is."""
-    privacy = run.job.privacy
-    if not privacy.private:
-        return PrivacyStatement(
-            private=False, sentence=_without_privacy(run), terms=(), outside=_outside(run)
-        )
-    terms = (
-        ("Unit of privacy", UNIT),
+    private = run.job.privacy.private
+    return PrivacyStatement(
+        private=private,
+        sentence=_sentence(run) if private else _without_privacy(run),
+        terms=_terms(run.job.privacy) if private else (),
+        sites=tuple(_line(name, cost) for name, cost in run.costs.items()) if private else (),
+        releases=tuple(_releases(run)),
+    )
+
+
+def took_part(run: RunFacts) -> list[SiteCost]:
+    """The sites that may have been charged for something."""
+    return [cost for cost in run.costs.values() if cost.counted or cost.evaluations]
+
+
+def run_costs(run: RunFacts) -> list[Cost]:
+    """What this run cost the sites that took part, where it is known."""
+    return [cost.run for cost in took_part(run) if cost.run is not None]
+
+
+def totals(run: RunFacts) -> list[float]:
+    """Epsilon over all runs of the sites that took part, where they say so of all of it."""
+    told = (cost.data_set for cost in took_part(run))
+    return [each.epsilon for each in told if each is not None and each.complete]
+
+
+def _terms(privacy: Privacy) -> tuple[tuple[str, str], ...]:
+    return (
+        ("Unit of privacy", UNIT + PERSON),
         ("Protects against", AGAINST),
         ("Mechanism", MECHANISM),
         ("Clipping norm", f"{formats.number(privacy.clipping_norm)} (L2)"),
         ("Asked for by the job", _asked(privacy)),
         ("Accounting", ACCOUNTING),
     )
-    return PrivacyStatement(
-        private=True, sentence=_sentence(run), terms=terms, outside=_outside(run)
-    )
-
-
-def highest_epsilon(run: RunFacts) -> float | None:
-    """The highest epsilon that any site told of, None if none did."""
-    return max(_told(run.sites), default=None)
 
 
 def _without_privacy(run: RunFacts) -> str:
@@ -103,49 +158,43 @@ def _without_privacy(run: RunFacts) -> str:
 
 
 def _sentence(run: RunFacts) -> str:
-    trained = [site for site in run.sites if site.results]
-    if not trained:
+    sites, known = took_part(run), run_costs(run)
+    if not sites:
         return (
-            "No update of any site was taken in this run, so no record has shaped a model of it. "
-            "What sites may have charged to their budgets meanwhile stands in their own ledgers."
+            "No site began anything in this run, so no record has shaped a model of it. "
+            "What sites have charged to their budgets otherwise stands in their own ledgers."
         )
-    epsilon = max(_told(trained), default=None)
-    if epsilon is None:
+    if not known:
         return (
-            "The job asks every site to train under differential privacy. No site released the "
-            "epsilon that all of its updates spent: what they may reveal about a record is bounded "
-            "by each site’s own budget, which its administrator can tell."
+            "The job asks every site to train under differential privacy. What this run cost is "
+            "not known here, as no site released the settings that it follows from: what updates "
+            "may reveal about a record is bounded by each site’s own budget, which its "
+            "administrator can tell."
         )
-    silent = len(trained) - len(_told(trained))
-    who = "every site" if not silent else f"the {formats.plural(len(_told(trained)), 'site')} below"
+    worst = max(known, key=lambda cost: cost.epsilon)
+    unknown = len(sites) - len(known)
+    who = "every site" if not unknown else f"{formats.plural(len(known), 'site')} below"
     shown = "the model and its updates" if run.completed else "the updates"
     told = (
-        f"Each training record of {who} is protected by differential privacy with epsilon at most "
-        f"{formats.epsilon_spent(epsilon)}{_at_delta(trained)}: with that record or without it, "
-        f"the probability of anything that {shown} may show differs by no more than a factor of "
-        f"{_factor(epsilon)}, save for a chance of delta."
+        f"In this run each record of {who} is protected by differential privacy with epsilon at "
+        f"most {formats.epsilon_spent(worst.epsilon)} (delta {formats.short(worst.delta)}): with "
+        f"that record or without it, the probability of anything that {shown} may show differs by "
+        f"no more than a factor of {_factor(worst.epsilon)}, save for a chance of delta."
     )
-    if silent:
-        told += f" {formats.plural(silent, 'further site')} did not release what it spent."
-    return told
+    if unknown:
+        told += f" Of {formats.plural(unknown, 'further site')} it is not known."
+    return f"{told} {_over_all_runs(run, len(sites))}"
 
 
-def _told(sites: Iterable[SiteFacts]) -> list[float]:
-    return [site.epsilon for site in sites if site.epsilon is not None]
-
-
-def highest_delta(sites: Iterable[SiteFacts]) -> float | None:
-    """The highest delta of the sites that told epsilon, None unless all of them told delta too."""
-    deltas = [site.privacy.delta for site in sites if site.epsilon is not None]
-    known = [delta for delta in deltas if delta is not None]
-    return max(known) if known and len(known) == len(deltas) else None
-
-
-def _at_delta(sites: Iterable[SiteFacts]) -> str:
-    delta = highest_delta(sites)
-    if delta is None:
-        return " (at a delta that not every site released)"
-    return f" (delta {formats.short(delta)})"
+def _over_all_runs(run: RunFacts, sites: int) -> str:
+    known = totals(run)
+    if not known:
+        return "No site released what all runs together cost its data."
+    who = "every site" if len(known) == sites else f"{len(known)} of {sites} sites"
+    return (
+        "Over all that was ever done with the same data it is at most "
+        f"{formats.epsilon_spent(max(known))}, by the ledger of {who}."
+    )
 
 
 def _factor(epsilon: float) -> str:
@@ -170,19 +219,78 @@ def _asked(privacy: Privacy) -> str:
     return f"{noise}, delta {formats.short(privacy.delta)}, {rate}"
 
 
-def _outside(run: RunFacts) -> tuple[Release, ...]:
-    """What sites sent besides updates, weights and privacy figures that reveal no record."""
-    senders = Counter(name for site in run.sites for name in site.metrics)
-    releases = [
-        Release(name=name, way=f"on training records, by {formats.plural(count, 'site')}")
-        for name, count in sorted(senders.items())
-    ]
-    judged = sorted({name for record in run.rounds for name in record.federated})
-    releases += [
-        Release(name=name, way="on held-out records, by sites that evaluate") for name in judged
-    ]
+# --- by site --------------------------------------------------------------------------------
+
+
+def _line(name: str, cost: SiteCost) -> SiteLine:
+    run, total = cost.run, cost.data_set
+    evaluations = str(cost.evaluations)
+    if cost.evaluation_noise is not None:
+        evaluations += f" at noise {formats.short(cost.evaluation_noise)}"
+    return SiteLine(
+        name=name,
+        epsilon=NOT_KNOWN if run is None else formats.epsilon_spent(run.epsilon),
+        delta=formats.ABSENT if run is None else formats.short(run.delta),
+        found_by=formats.ABSENT if run is None else FOUND_BY.get(run.accountant, run.accountant),
+        noise_multiplier=_known(cost.noise_multiplier),
+        sampling_rate=_known(cost.sampling_rate),
+        steps=_known(cost.steps),
+        rounds=f"{cost.counted} of {cost.asked}",
+        evaluations=evaluations,
+        total=NOT_RELEASED if total is None else formats.epsilon_spent(total.epsilon),
+        left=_released(None if total is None else total.left, formats.epsilon_left),
+        total_delta=_released(None if total is None else total.delta, formats.short),
+        stated_in=formats.ABSENT if total is None else str(total.stated_in),
+        note="" if total is None or total.complete else "it took part after that",
+    )
+
+
+def _known(value: float | None) -> str:
+    return NOT_KNOWN if value is None else formats.short(value)
+
+
+def _released(value: float | None, write: formats.Write) -> str:
+    return NOT_RELEASED if value is None else write(value)
+
+
+# --- what else left -------------------------------------------------------------------------
+
+
+def _releases(run: RunFacts) -> Iterable[Release]:
+    """What left beside updates and figures that are functions of no record, the worst first."""
+    yield from _counts(run)
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for cost in run.costs.values():
+        for each in cost.disclosures:
+            key = (each.kind, each.records, each.name)
+            found.setdefault(key, []).append(each.noise_multiplier or 0.0)
+    ways = {
+        "exact": "left as it is, outside epsilon",
+        "not known": "left in a way that is not known: take it to be outside epsilon",
+        "noised": "left with noise, within epsilon",
+    }
+    for kind, way in ways.items():
+        for (of_kind, records, name), noises in sorted(found.items()):
+            if of_kind == kind:
+                noise = f" (noise multiplier {_range(noises)})" if kind == "noised" else ""
+                told = (
+                    f"of {records} records {way}{noise}, at {formats.plural(len(noises), 'site')}"
+                )
+                yield Release(name=name, way=told, noised=kind == "noised")
+
+
+def _counts(run: RunFacts) -> Iterable[Release]:
+    """Ways in which numbers of records are told."""
+    public = sum(cost.count == "public" for cost in run.costs.values())
+    if public:
+        way = f"is the number of records, which {formats.plural(public, 'site')} make public"
+        yield Release(name="num-examples", way=way, noised=False)
     rates = sum(site.privacy.sampling_rate is not None for site in run.sites)
-    if rates and run.job.privacy.sampling_rate is None:
-        tells = f"tells the number of training records, by {formats.plural(rates, 'site')}"
-        releases.append(Release(name="sampling_rate", way=tells))
-    return tuple(releases)
+    if rates and run.job.privacy.private and run.job.privacy.sampling_rate is None:
+        tells = f"tells the number of training records, at {formats.plural(rates, 'site')}"
+        yield Release(name="sampling_rate", way=tells, noised=False)
+
+
+def _range(noises: Sequence[float]) -> str:
+    low, high = formats.short(min(noises)), formats.short(max(noises))
+    return low if low == high else f"{low} to {high}"

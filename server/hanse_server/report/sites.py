@@ -12,7 +12,6 @@ from hanse_server.workspace import RoundRecord, SiteRound
 RESULT = "result"  # a site's outcome when its update was taken
 MISSING = "missing"  # when none came in time
 REASON_LENGTH = 300  # characters; what a site says of itself may be of any length
-NORM = "update_norm"  # of the update, which the server has anyway: no further release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,6 @@ class SitePrivacy:
 
     Attributes:
         epsilon: spent on the site's data set, ever.
-        stated_in: the round in which epsilon was last released, 0 if never.
     """
 
     epsilon: float | None
@@ -44,7 +42,6 @@ class SitePrivacy:
     delta: float | None
     noise_multiplier: float | None
     sampling_rate: float | None
-    stated_in: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,28 +50,19 @@ class SiteFacts:
 
     Attributes:
         asked, results: rounds in which it was asked, and those in which its update was taken.
-        last_result: the last of the latter, 0 without one.
         seconds: median time from the instruction to a result, None without one.
         update_norm: L2 norm of its last update, None without one.
         weights: the aggregation weights that it sent, in ascending order.
-        metrics: names of what else its training replies carried, besides its privacy figures.
     """
 
     name: str
     asked: int
     results: int
-    last_result: int
     failures: tuple[Failure, ...]
     seconds: float | None
     update_norm: float | None
     weights: tuple[float, ...]
     privacy: SitePrivacy
-    metrics: tuple[str, ...]
-
-    @property
-    def epsilon(self) -> float | None:
-        """Epsilon that covers all its updates; None if it was not released with the last."""
-        return self.privacy.epsilon if self.privacy.stated_in >= self.last_result else None
 
 
 def site_facts(rounds: Iterable[RoundRecord]) -> tuple[SiteFacts, ...]:
@@ -87,20 +75,16 @@ def site_facts(rounds: Iterable[RoundRecord]) -> tuple[SiteFacts, ...]:
 
 
 def _facts(name: str, rounds: list[tuple[int, SiteRound]]) -> SiteFacts:
-    taken = [(number, site) for number, site in rounds if site.outcome == RESULT]
-    results = [site for _, site in taken]
-    told = {metric for site in results for metric in site.metrics}
+    results = [site for _, site in rounds if site.outcome == RESULT]
     return SiteFacts(
         name=name,
         asked=len(rounds),
         results=len(results),
-        last_result=taken[-1][0] if taken else 0,
         failures=_failures(rounds),
         seconds=statistics.median(site.seconds for site in results) if results else None,
         update_norm=results[-1].update_norm if results else None,
         weights=tuple(sorted({site.weight for site in results})),
         privacy=_privacy(rounds),
-        metrics=tuple(sorted(told - set(FIGURES) - {NORM})),
     )
 
 
@@ -132,16 +116,12 @@ def _in_words(site: SiteRound) -> str:
 
 def _privacy(rounds: list[tuple[int, SiteRound]]) -> SitePrivacy:
     last: dict[str, float] = {}
-    stated_in = 0
-    for number, site in rounds:
+    for _, site in rounds:
         last |= {name: site.metrics[name] for name in FIGURES if name in site.metrics}
-        if "epsilon" in site.metrics:
-            stated_in = number
     return SitePrivacy(
         epsilon=last.get("epsilon"),
         epsilon_left=last.get("epsilon_left"),
         delta=last.get("delta"),
         noise_multiplier=last.get("noise_multiplier"),
         sampling_rate=last.get("sampling_rate"),
-        stated_in=stated_in,
     )

@@ -16,6 +16,7 @@ from hanse.errors import PolicyError, UpdateError
 from hanse.flower import (
     ARRAYS,
     METRICS,
+    TERMS,
     WEIGHT,
     Envelope,
     become_server_app,
@@ -26,6 +27,7 @@ from hanse.identity import node_id_of
 from hanse_server.metrics import ServerMetrics
 from hanse_server.replies import ReplyDesk, specs_of
 from hanse_server.simulation.grid import LocalGrid
+from hanse_server.workspace import Terms
 from prometheus_client import CollectorRegistry
 
 MODEL = {"w": torch.zeros(2, 3), "n": torch.tensor(0)}
@@ -189,3 +191,81 @@ def test_who_is_awaited_is_told_while_it_is(metrics: ServerMetrics) -> None:
     assert since
     list(replies)
     assert at.awaited == ()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({f"m{index}": 0.5 for index in range(100)}, "101 metrics are more than 100"),
+        ({"a b": 0.5}, "'a b' is no name of a metric"),
+        ({"x" * 10_000: 0.5}, "'xxxx"),
+        ({"": 0.5}, "'' is no name"),
+        ({'a{b="c"}': 0.5}, "is no name of a metric"),
+    ],
+)
+def test_names_of_metrics_are_few_and_plain(metrics: dict[str, float], told: str) -> None:
+    at = desk(ServerMetrics(CollectorRegistry()))
+    passed = list(at.pass_on([reply("east", result(MODEL, **metrics))]))
+    assert passed[0].has_error()
+    assert at.sites["east"].outcome == UpdateError.label
+    assert told in at.sites["east"].reason
+    assert len(at.sites["east"].reason) < 200
+
+
+def test_a_reason_is_kept_up_to_a_length(metrics: ServerMetrics) -> None:
+    at = desk(metrics)
+    list(at.pass_on([reply("east", Error(PolicyError.exit_code, "policy: " + "x" * 100_000))]))
+    assert len(at.sites["east"].reason) == 500
+
+
+def with_terms(**terms: Any) -> RecordDict:
+    content = result(loss=0.5, auc=0.9)
+    content[TERMS] = ConfigRecord(terms)
+    return content
+
+
+def test_the_terms_of_a_reply_are_kept(metrics: ServerMetrics) -> None:
+    at = desk(metrics)
+    said = with_terms(count="public", noised=["loss"], exact=["auc"], noise_multiplier=50.0)
+    list(at.pass_on([reply("east", said), reply("west", result())]))
+    assert at.sites["east"].terms == Terms(
+        count="public", noised=("loss",), exact=("auc",), noise_multiplier=50.0
+    )
+    assert at.sites["west"].terms == Terms()
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"noised": ["mae"], "noise_multiplier": 50.0},
+        {"noised": ["loss"]},
+        {"noised": ["loss"], "noise_multiplier": -1.0},
+        {"noised": ["loss"], "noise_multiplier": math.inf},
+        {"noise_multiplier": 50.0},
+        {"exact": "loss"},
+        {"count": "a lot"},
+        {"count": 7},
+    ],
+)
+def test_terms_that_make_no_sense_are_refused(terms: dict[str, Any]) -> None:
+    at = desk(ServerMetrics(CollectorRegistry()))
+    (passed,) = at.pass_on([reply("east", with_terms(**terms))])
+    assert passed.has_error()
+    assert TERMS in at.sites["east"].reason
+
+
+def test_names_that_sites_make_up_do_not_grow_the_metrics_without_end(
+    metrics: ServerMetrics,
+) -> None:
+    for number in range(300):
+        metrics.show_of_model(f"m{number}", "federated", 1.0)
+        metrics.show_of_model("m0", "federated", float(number))
+    names = {
+        sample.labels["metric"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "hanse_server_model_metric"
+    }
+    assert len(names) == 100
+    shown = {"metric": "m0", "source": "federated"}
+    assert metrics.registry.get_sample_value("hanse_server_model_metric", shown) == 299.0
