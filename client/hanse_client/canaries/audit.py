@@ -11,7 +11,7 @@ from hanse.job import Job
 from hanse.privacy.accounting import Charge, epsilon, merge
 
 from hanse_client.canaries.band import bands, false_alarms, fixed_guesses, simulated
-from hanse_client.canaries.bound import epsilon_at_least
+from hanse_client.canaries.bound import epsilon_at_least, refuting
 from hanse_client.canaries.design import Design
 from hanse_client.canaries.run import run
 from hanse_client.canaries.scores import measure
@@ -25,10 +25,6 @@ MOST_STEPS = 10_000
 SIMULATIONS = 20_000
 """Simulated runs of the ideal mechanism."""
 
-CONFIDENCE = 0.95
-REFUTED = 0.9995
-"""Confidence at which a claim counts as refuted; at 0.95 one correct engine in 20 might be."""
-
 
 def audit(
     job: Job,
@@ -41,7 +37,7 @@ def audit(
     """Train on canaries by the site's own code, for the steps of ``job``'s run.
 
     Guesses are fixed and the band is simulated before the run; nothing is seeded. A correct
-    engine does not pass with a probability of at most :attr:`Audit.false_alarms`.
+    engine passes but with a probability of :attr:`Audit.false_alarms`.
 
     Args:
         records: of a site, where the job leaves the sampling rate to it.
@@ -56,8 +52,9 @@ def audit(
     delta = job.privacy.delta
     claimed = epsilon([mechanism], delta)
     design = Design.of(canaries, mechanism.sampling_rate)
-    guesses = fixed_guesses(mechanism, design, delta)
-    limits = bands(simulated(mechanism, design, guesses, simulations))
+    guesses = fixed_guesses(mechanism, design, claimed=claimed, delta=delta)
+    correct = simulated(mechanism, design, guesses, simulations)
+    limits = bands(correct)
     scores = run(plans, job.privacy.clipping_norm, design, device)
     found = {name: float(values[0]) for name, values in measure(scores, guesses)}
     guessed = {"canaries": canaries, "guesses": guesses, "right": int(found["right"])}
@@ -71,12 +68,13 @@ def audit(
         included=int(scores.included.sum()),
         delta=delta,
         claimed=claimed,
-        at_least=epsilon_at_least(**guessed, delta=delta, confidence=CONFIDENCE),
-        refuted=epsilon_at_least(**guessed, delta=delta, confidence=REFUTED) > claimed,
+        at_least=epsilon_at_least(**guessed, delta=delta),
         findings=tuple(
             Finding(name=name, value=value, band=limits[name]) for name, value in found.items()
         ),
-        false_alarms=false_alarms(simulations, len(found)) + 1.0 - REFUTED,
+        false_alarms=false_alarms(
+            correct, refuting(canaries=canaries, guesses=guesses, claimed=claimed, delta=delta)
+        ),
         seconds=time.monotonic() - started,
     )
 

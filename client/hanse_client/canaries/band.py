@@ -3,7 +3,8 @@
 A correct run and n simulated ones are n + 1 alike: that a statistic of the one lies above all of
 the n, or below all of them, has a probability of at most 2 / (n + 1), whatever its distribution.
 So the band is from the least to the most of the simulated, and the probability that any of k
-statistics of a correct engine leaves its band is at most 2 k / (n + 1).
+statistics of a correct engine leaves its band is at most 2 k / (n + 1): with 5 and 20,000, one in
+2,000.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from hanse.privacy.accounting import Charge
 
-from hanse_client.canaries.bound import epsilon_at_least
+from hanse_client.canaries.bound import epsilon_at_least, refuting
 from hanse_client.canaries.design import Design, simulate
 from hanse_client.canaries.scores import Floats, Statistics, measure, right_guesses
 
@@ -39,24 +40,24 @@ class Band:
         return self.low <= value <= self.high
 
 
-def fixed_guesses(charge: Charge, design: Design, delta: float) -> int:
+def fixed_guesses(charge: Charge, design: Design, *, claimed: float, delta: float) -> int:
     """The number of guesses that proves most of the ideal mechanism, in the median of runs.
 
     It is decided by simulation, before the run and without it: had it been chosen by the run's
-    own scores, the bound's confidence would not hold.
+    own scores, the bound's confidence would not hold. Few guesses prove little even if all of
+    them are right; so they are as many, where there are, as can refute the claim.
     """
     scores = simulate(charge, design, _PILOTS)
+    limits = {"canaries": design.canaries, "delta": delta}
 
     def proved(guesses: int) -> float:
-        return epsilon_at_least(
-            canaries=design.canaries,
-            guesses=guesses,
-            right=int(np.median(right_guesses(scores, guesses))),
-            delta=delta,
-        )
+        right = int(np.median(right_guesses(scores, guesses)))
+        return epsilon_at_least(guesses=guesses, right=right, **limits)
 
+    choices = [2 * round(share * design.canaries / 2) for share in _SHARES]
+    able = [each for each in choices if refuting(guesses=each, claimed=claimed, **limits) <= each]
     # From the most down: where nothing can be proved, all of them are guessed.
-    return max((2 * round(share * design.canaries / 2) for share in _SHARES), key=proved)
+    return max(able or choices, key=proved)
 
 
 def simulated(charge: Charge, design: Design, guesses: int, runs: int) -> Statistics:
@@ -78,9 +79,18 @@ def bands(statistics: Statistics) -> dict[str, Band]:
     }
 
 
-def false_alarms(simulations: int, statistics: int) -> float:
-    """The largest probability that a correct engine leaves any of its bands."""
-    return 2.0 * statistics / (simulations + 1)
+def false_alarms(statistics: Statistics, refuting_guesses: int) -> float:
+    """The probability that a correct engine does not pass: out of a band, or beyond the claim.
+
+    Args:
+        statistics: of simulated runs.
+        refuting_guesses: so many right guesses prove more than is claimed; by the bound's
+            confidence, correct engines get there in one audit of 20 at most, and hardly ever
+            where the claim is not close to 0.
+    """
+    leave_a_band = 2 * sum(1 for _ in statistics)
+    beyond = int((statistics.right >= refuting_guesses).sum())
+    return (leave_a_band + beyond + 1) / (len(statistics.right) + 1)
 
 
 def _all(values: Floats) -> Band:

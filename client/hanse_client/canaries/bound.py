@@ -12,6 +12,8 @@ with i from 1 to v. Adjacency is that of adding or removing one record.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 from scipy import optimize, special, stats
 
@@ -64,3 +66,12 @@ def epsilon_at_least(
         return MOST
     root = float(optimize.brentq(excess, 0.0, MOST, xtol=1e-6))
     return max(0.0, root - 1e-6)  # the side that is refuted
+
+
+def refuting(*, canaries: int, guesses: int, claimed: float, delta: float) -> int:
+    """The fewest right guesses that prove more than ``claimed``; ``guesses + 1`` if none do."""
+
+    def proved(right: int) -> float:
+        return epsilon_at_least(canaries=canaries, guesses=guesses, right=right, delta=delta)
+
+    return bisect_right(range(guesses + 1), claimed, key=proved)

@@ -44,8 +44,7 @@ class Audit:
         guesses: how many guesses were made, as fixed before the run, ``right`` of them right.
         claimed: the epsilon that the mechanism costs at ``delta``, by the ledger's accountant.
         at_least: the epsilon that the right guesses prove with 95 % confidence.
-        refuted: whether they refute the claim, with 99.95 % confidence.
-        false_alarms: the largest probability that a correct engine does not pass.
+        false_alarms: the probability that a correct engine does not pass.
         seconds: wall time.
     """
 
@@ -61,7 +60,6 @@ class Audit:
     delta: float
     claimed: float
     at_least: float
-    refuted: bool
     findings: tuple[Finding, ...]
     false_alarms: float
     seconds: float
@@ -75,9 +73,11 @@ class Audit:
             for each in self.findings
             if not each.ok
         ]
-        if self.refuted:
-            guessed = f"{self.right} right guesses of {self.guesses}"
-            outside.append(f"{guessed} refute the epsilon of {self.claimed:.4g} that is claimed")
+        if self.at_least > self.claimed:
+            outside.append(
+                f"{self.right} right guesses of {self.guesses} prove an epsilon of at least "
+                f"{self.at_least:.4g}, above the {self.claimed:.4g} that is claimed"
+            )
         return tuple(outside)
 
     @property

@@ -76,5 +76,5 @@ def _findings(audit: Audit) -> Table:
 
 def _verdict(audit: Audit) -> Text:
     told = Text(audit.verdict, style="bold red" if audit.faults else "bold green")
-    alarms = f"A correct engine fails in one audit of {1 / audit.false_alarms:.0f} at most."
+    alarms = f"A correct engine fails in one audit of {1 / audit.false_alarms:.0f}."
     return told.append(f"\n{CAVEAT} {alarms}", style="not bold default")

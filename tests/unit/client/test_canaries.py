@@ -17,7 +17,7 @@ from hanse.job import Job
 from hanse.privacy.accounting import Charge, epsilon
 from hanse_client.canaries import audit as audits
 from hanse_client.canaries.band import Band, bands, false_alarms, fixed_guesses, simulated
-from hanse_client.canaries.bound import epsilon_at_least, p_value
+from hanse_client.canaries.bound import epsilon_at_least, p_value, refuting
 from hanse_client.canaries.design import GROUPS, Design, simulate
 from hanse_client.canaries.scores import Scores, measure, right_guesses
 from hanse_client.canaries.verdict import Audit, Finding
@@ -160,20 +160,40 @@ def test_batches_are_of_moderate_size_whatever_the_sampling_rate() -> None:
 
 
 def test_guesses_are_few_where_there_is_noise_and_all_where_nothing_can_be_proved() -> None:
-    noisy = fixed_guesses(GAUSSIAN, Design(canaries=1000, group=10), 1e-5)
+    design = Design(canaries=1000, group=10)
+    noisy = fixed_guesses(GAUSSIAN, design, claimed=0.0, delta=1e-5)
     assert 0 < noisy <= 400
     assert noisy % 2 == 0
     hopeless = replace(GAUSSIAN, noise_multiplier=1000.0)
-    assert fixed_guesses(hopeless, Design(canaries=1000, group=10), 1e-5) == 1000
+    assert fixed_guesses(hopeless, design, claimed=0.0, delta=1e-5) == 1000
+
+
+def test_guesses_are_enough_to_refute_the_claim_if_all_are_right() -> None:
+    design = Design(canaries=1000, group=10)
+    for claimed in (1.0, 3.0, 4.5):
+        guesses = fixed_guesses(GAUSSIAN, design, claimed=claimed, delta=1e-5)
+        guessed = {"canaries": 1000, "guesses": guesses}
+        assert epsilon_at_least(**guessed, right=guesses, delta=1e-5) > claimed
+    assert fixed_guesses(GAUSSIAN, design, claimed=50.0, delta=1e-5) <= 400  # none can
+
+
+def test_so_many_right_guesses_refute_a_claim_and_no_fewer() -> None:
+    guessed = {"canaries": 500, "guesses": 200}
+    fewest = refuting(**guessed, claimed=1.5, delta=1e-5)
+    assert epsilon_at_least(**guessed, right=fewest, delta=1e-5) > 1.5
+    assert epsilon_at_least(**guessed, right=fewest - 1, delta=1e-5) <= 1.5
+    assert refuting(**guessed, claimed=50.0, delta=1e-5) == 201
 
 
 def test_a_correct_run_leaves_a_band_as_rarely_as_is_told() -> None:
-    limits = bands(simulated(SAMPLED, DESIGN, 40, 300))
+    known = simulated(SAMPLED, DESIGN, 40, 300)
+    limits = bands(known)
     fresh = simulated(SAMPLED, DESIGN, 40, 5000)
     for name, values in fresh:
         outside = sum(not limits[name].holds(value) for value in values) / len(values)
         assert outside < 0.03, name  # in the mean 2 / 301
-    assert false_alarms(300, 5) == 10 / 301
+    assert false_alarms(known, 41) == 11 / 301
+    assert false_alarms(known, 0) == 311 / 301  # a claim that whatever is guessed refutes
 
 
 def test_a_band_allows_for_a_margin_below_the_clipping_norm() -> None:
@@ -188,7 +208,7 @@ def test_a_band_allows_for_a_margin_below_the_clipping_norm() -> None:
 def test_the_bound_of_the_ideal_mechanism_stays_below_its_epsilon() -> None:
     for charge in (GAUSSIAN, SAMPLED):
         claimed = epsilon([charge], 1e-5)
-        guesses = fixed_guesses(charge, DESIGN, 1e-5)
+        guesses = fixed_guesses(charge, DESIGN, claimed=claimed, delta=1e-5)
         right = simulated(charge, DESIGN, guesses, 1000).right
         most = epsilon_at_least(
             canaries=200, guesses=guesses, right=int(np.quantile(right, 0.95)), delta=1e-5
@@ -249,7 +269,6 @@ def an_audit(**changes: Any) -> Audit:
         "delta": 1e-5,
         "claimed": 3.0,
         "at_least": 1.0,
-        "refuted": False,
         "findings": (Finding(name="noise", value=7.0, band=Band(low=6.0, high=8.0)),),
         "false_alarms": 1e-3,
         "seconds": 3.0,
@@ -282,7 +301,10 @@ def test_an_audit_that_nothing_speaks_against_passes() -> None:
             {"findings": (Finding(name="noise", value=3.5, band=Band(low=6.0, high=8.0)),)},
             "noise = 3.5 is outside the 6 to 8 of a correct engine",
         ),
-        ({"refuted": True}, "80 right guesses of 100 refute the epsilon of 3 that is claimed"),
+        (
+            {"at_least": 3.2},
+            "80 right guesses of 100 prove an epsilon of at least 3.2, above the 3 that is claimed",
+        ),
     ],
 )
 def test_an_audit_that_something_speaks_against_fails(changes: dict[str, Any], fault: str) -> None:
