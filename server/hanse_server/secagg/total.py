@@ -88,7 +88,9 @@ class MaskedSum:
         sizes = [part.size for part in self._parts.values()]
         return {
             name: part.reshape(spec.shape).to(spec.dtype)
-            for (name, spec), part in zip(self._specs.items(), torch.split(mean, sizes), strict=True)
+            for (name, spec), part in zip(
+                self._specs.items(), torch.split(mean, sizes), strict=True
+            )
         }
 
 

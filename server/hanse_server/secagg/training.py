@@ -23,6 +23,7 @@ from hanse.flower import (
     open_envelope,
     to_record,
 )
+from hanse.identity import node_id_of
 from hanse.job import Job
 from hanse.secagg.cohort import Cohort, SessionId
 from hanse.secagg.messages import (
@@ -142,10 +143,7 @@ class SecureRound:
         self._transcript = transcript
         self._number = number
         self._instruction = messages[0].content if messages else RecordDict()
-        self._nodes = {
-            grid.site_name(message.metadata.dst_node_id): message.metadata.dst_node_id
-            for message in messages
-        }
+        self._chosen = [grid.site_name(message.metadata.dst_node_id) for message in messages]
         self._sites: dict[str, SiteRound] = {}
 
     def run(self, specs: dict[str, TensorSpec]) -> SecureOutcome:
@@ -164,7 +162,7 @@ class SecureRound:
     def _sum(self, specs: dict[str, TensorSpec]) -> Message:
         quorum = self._job.strategy.quorum
         # 1. the cohort
-        members = self._stage(KEYS, self._nodes, self._common({}), read_announcement)
+        members = self._stage(KEYS, self._chosen, self._common({}), read_announcement)
         self._check_enough("announced masking keys", len(members), quorum)
         session = SessionId(
             run_id=self._grid.run_id,
@@ -278,7 +276,8 @@ class SecureRound:
         return RecordDict({CONFIG: ConfigRecord(told | values)})  # type: ignore[arg-type]
 
     def _message(self, stage: str, name: str, content: RecordDict) -> Message:
-        return Message(content, self._nodes[name], stage, group_id=str(self._number))
+        # A session of before a restart may be with sites that are away at this moment.
+        return Message(content, node_id_of(name), stage, group_id=str(self._number))
 
     def _reply(self, mean: ArrayRecord, metrics: RunningMetrics, weight: float) -> Message:
         told = metrics.mean() or MetricRecord()
@@ -306,7 +305,7 @@ class SecureRound:
     def _missed(self, why: SecureAggregationError) -> dict[str, SiteRound]:
         """What each site did, where no sum came of it."""
         nothing = SiteRound(outcome="result", seconds=0.0)
-        sites = {name: self._sites.get(name, nothing) for name in self._nodes}
+        sites = dict.fromkeys(self._chosen, nothing) | self._sites
         return {
             name: replace(site, outcome=why.label, reason=why.message)
             if site.outcome == "result"
