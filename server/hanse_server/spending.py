@@ -104,7 +104,8 @@ class SiteCost:
     Attributes:
         asked: rounds in which it was asked to train.
         counted: those of them that it may have trained in, whether or not its update was taken.
-        evaluations: likewise, of the evaluations that it was asked for.
+        evaluations: likewise, of the evaluations that it was asked for; none where it answered
+            and put no noise on any.
         noise_multiplier: of all that a step gave away; None if it is not known.
         sampling_rate: likewise.
         steps: of a round, likewise.
@@ -127,6 +128,11 @@ class SiteCost:
     disclosures: tuple[Disclosure, ...]
     count: str
 
+    @property
+    def took_part(self) -> bool:
+        """Whether any of its records may have been looked at."""
+        return bool(self.counted or self.evaluations or self.disclosures)
+
 
 @dataclass
 class _Account:
@@ -142,6 +148,11 @@ class _Account:
     disclosures: dict[tuple[str, Source], Disclosure] = field(default_factory=dict)
     evaluation_noise: float | None = None
     answered: bool = False
+
+    @property
+    def judges_exactly(self) -> bool:
+        """Whether its evaluations are known to have cost nothing: no noise, or none asked for."""
+        return self.evaluation_noise is None and (self.answered or not self.evaluations)
 
     def trained(self, number: int, site: SiteRound) -> None:
         self.asked += 1
@@ -221,7 +232,7 @@ class Spending:
         return SiteCost(
             asked=account.asked,
             counted=account.counted,
-            evaluations=account.evaluations,
+            evaluations=0 if account.judges_exactly else account.evaluations,
             noise_multiplier=self._noise_multiplier(told),
             sampling_rate=self._sampling_rate(told),
             steps=self._steps(told),
@@ -257,9 +268,9 @@ class Spending:
                 return None
             count = steps * account.counted
             charges.append(Charge(noise_multiplier=noise, sampling_rate=rate, steps=count))
-        if account.evaluations and not account.answered:
-            return None
-        if account.evaluations and account.evaluation_noise is not None:
+        if not account.judges_exactly:
+            if account.evaluation_noise is None:
+                return None
             charges.append(
                 Charge(
                     noise_multiplier=account.evaluation_noise,

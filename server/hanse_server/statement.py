@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -64,7 +65,7 @@ def site_sentence(name: str, cost: SiteCost, *, private: bool) -> str:
 
 
 def _of_run(name: str, cost: SiteCost, *, private: bool) -> str:
-    if not cost.counted and not cost.evaluations:
+    if not cost.took_part:
         return f"No record of {name} took part in this run."
     if not private:
         return f"{name} took part without differential privacy: nothing bounds what was learnt."
@@ -106,9 +107,11 @@ def _beside(cost: SiteCost) -> Iterable[str]:
 
 
 def _listed(cost: SiteCost, kind: Kind) -> str:
-    return ", ".join(
-        f"{each.name} of {each.records} records" for each in cost.disclosures if each.kind == kind
-    )
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for each in cost.disclosures:
+        if each.kind == kind:
+            names[each.records].append(each.name)
+    return "; ".join(f"{', '.join(some)} of {records} records" for records, some in names.items())
 
 
 def rounded_up(epsilon: float) -> str:

@@ -70,7 +70,9 @@ def test_what_leaves_exactly_is_said_to_be_outside_epsilon(tmp_path: Path) -> No
         assert {(each["name"], each["kind"]) for each in site["disclosures"]} == {
             (name, "exact") for name in ("accuracy", "auc", "loss")
         }
-        assert "As they are, outside epsilon, it released accuracy of held-out" in site["sentence"]
+        assert (
+            "As they are, outside epsilon, it released accuracy, auc, loss of" in site["sentence"]
+        )
         assert site["count"] == "declared"
 
 

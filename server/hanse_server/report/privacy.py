@@ -119,8 +119,8 @@ def privacy_statement(run: RunFacts) -> PrivacyStatement:
 
 
 def took_part(run: RunFacts) -> list[SiteCost]:
-    """The sites that may have been charged for something."""
-    return [cost for cost in run.costs.values() if cost.counted or cost.evaluations]
+    """The sites of which records may have been looked at."""
+    return [cost for cost in run.costs.values() if cost.took_part]
 
 
 def run_costs(run: RunFacts) -> list[Cost]:
@@ -183,7 +183,14 @@ def _sentence(run: RunFacts) -> str:
     )
     if unknown:
         told += f" Of {formats.plural(unknown, 'further site')} it is not known."
-    return f"{told} {_over_all_runs(run, len(sites))}"
+    return " ".join([told, _over_all_runs(run, len(sites)), *_outside(sites)])
+
+
+def _outside(sites: Sequence[SiteCost]) -> Iterable[str]:
+    """What must be said beside any epsilon: that there is something which it does not cover."""
+    unnoised = sum(any(each.kind != "noised" for each in cost.disclosures) for cost in sites)
+    if unnoised:
+        yield f"It does not cover metrics that {formats.plural(unnoised, 'site')} released besides."
 
 
 def _over_all_runs(run: RunFacts, sites: int) -> str:
@@ -224,9 +231,9 @@ def _asked(privacy: Privacy) -> str:
 
 def _line(name: str, cost: SiteCost) -> SiteLine:
     run, total = cost.run, cost.data_set
-    evaluations = str(cost.evaluations)
+    evaluations = NOT_KNOWN if cost.evaluations else "none"
     if cost.evaluation_noise is not None:
-        evaluations += f" at noise {formats.short(cost.evaluation_noise)}"
+        evaluations = f"{cost.evaluations} at noise {formats.short(cost.evaluation_noise)}"
     return SiteLine(
         name=name,
         epsilon=NOT_KNOWN if run is None else formats.epsilon_spent(run.epsilon),

@@ -314,8 +314,8 @@ def test_what_a_site_keeps_to_itself_is_not_released(run: Run) -> None:
         "Noise multiplier": "not known",
         "Sampling rate": "1",
         "Steps of a round": "1",
-        "Rounds counted": "3 of 3",  # the one without a reply, too: it may have trained
-        "Evaluations counted": "0",
+        "Rounds charged": "3 of 3",  # the one without a reply, too: it may have trained
+        "Evaluations charged": "none",
     }
 
 
@@ -369,8 +369,8 @@ def test_a_site_that_refused_is_not_counted_and_one_that_is_silent_is(run: Run) 
     ]
     run.write(job(rounds=4), records)
     rows = run.report().table("Computed here")
-    assert rows.row("a")["Rounds counted"] == "4 of 4"
-    assert rows.row("b")["Rounds counted"] == "3 of 4"
+    assert rows.row("a")["Rounds charged"] == "4 of 4"
+    assert rows.row("b")["Rounds charged"] == "3 of 4"
     assert rows.row("a")["Found by"] == "closed form"
 
 
@@ -389,8 +389,8 @@ def test_noised_evaluations_are_part_of_the_run(run: Run) -> None:
     run.write(job(rounds=2), records)
     page = run.report()
     rows = page.table("Computed here")
-    assert rows.row("a")["Evaluations counted"] == "2 at noise 5"
-    assert rows.row("b")["Evaluations counted"] == "2"
+    assert rows.row("a")["Evaluations charged"] == "2 at noise 5"
+    assert rows.row("b")["Evaluations charged"] == "none"
     assert float(rows.row("a")["Epsilon"]) > float(rows.row("b")["Epsilon"])
     outside = page.text.partition("What else left the sites")[2]
     assert (
@@ -422,6 +422,7 @@ def test_what_left_exactly_stands_first_and_a_public_count_is_told(run: Run) -> 
     assert "num-examples is the number of records, which 2 sites make public" in released
     assert "auc of held-out records left as it is, outside epsilon, at 2 sites" in released
     assert released.index("auc of") < released.index("loss of")
+    assert "It does not cover metrics that 2 sites released besides." in page.text
     assert len(page.with_class("exact")) == 2
 
 
