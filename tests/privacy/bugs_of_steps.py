@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from hanse.task import Examples
 from hanse_client import training
-from hanse_client.privacy import clipping, hooks
-from hanse_client.privacy.clipping import Clipping
+from hanse_client.plan import PrivateSteps
+from hanse_client.privacy import clipping
+from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
 from hanse_client.privacy.engine import DpEngine
-from hanse_client.privacy.noise import add_noise
-from hanse_client.steps import Outcome
+from hanse_client.steps import Outcome, RecordLoss
 from torch import Tensor, nn
 
 from tests.privacy import test_clipping as clipped
@@ -22,6 +22,7 @@ from tests.unit.client import test_training
 
 Factors = Callable[[Clipping, Tensor], Tensor]
 STEP = DpEngine.__call__
+INIT = DpEngine.__init__
 
 
 def factors_of(factors: Factors) -> Callable[[Ground], None]:
@@ -43,17 +44,41 @@ def normalised(self: Clipping, norms: Tensor) -> Tensor:
     return norms.reciprocal() * self.bound
 
 
+class ByLayer:
+    """A backend that clips each layer's gradient by itself, and not all of them together."""
+
+    name = "by layer"
+
+    def __init__(self, backend: Backend, norm: float) -> None:
+        self._backend = backend
+        self._norm = norm
+
+    def clipped_sum(self, part: Examples) -> ClippedSum:
+        found = [self._backend.clipped_sum(part.take(torch.tensor([i]))) for i in range(len(part))]
+        sums = [
+            sum((self._clipped(gradient) for gradient in gradients), start=torch.zeros(()))
+            for gradients in zip(*(each.sums for each in found), strict=True)
+        ]
+        return ClippedSum(
+            sums=tuple(sums),
+            losses=torch.cat([each.losses for each in found]),
+            norms=torch.cat([each.norms for each in found]),
+        )
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        return gradient * min(1.0, self._norm / float(gradient.norm()))
+
+
 def clipped_by_layer(ground: Ground) -> None:
-    """Each weight's gradients are clipped by themselves, and not all together."""
-    by_record = hooks._by_record
+    def init(self: DpEngine, *arguments: Any, **more: Any) -> None:
+        INIT(self, *arguments, **more)
+        privacy: PrivateSteps = arguments[3]
+        self.backend = ByLayer(self.backend, privacy.clipping_norm)
 
-    def of_layer(parameter: nn.Parameter, records: int) -> Tensor:
-        rows = by_record(parameter, records)
-        factors: Tensor = (norm_of_the_guard / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
-        return rows * factors
-
-    norm_of_the_guard = 0.3
-    ground.patch.setattr(hooks, "_by_record", of_layer)
+    ground.patch.setattr(DpEngine, "__init__", init)
     ground.patch.setattr(Clipping, "factors", not_clipped)
 
 
@@ -79,16 +104,34 @@ def without_noise_for_empty_batches(self: DpEngine, batch: Examples) -> Outcome:
     return STEP(self, batch)
 
 
-def pulling_before_the_noise(self: DpEngine, batch: Examples) -> Outcome:
-    """The pull takes part in the sum: it is divided like a record's gradient."""
-    outcome = self._accumulate(batch)
-    self._pull()
-    for parameter in self._parameters:
-        assert parameter.grad is not None
-        add_noise(parameter.grad, self._deviation, self._noise)
-        parameter.grad.div_(self._batch_size)
-    self._optimizer.step()
-    return outcome
+class ProximalTerm:
+    """FedProx as it is written down first: a term of the loss. It takes the pull's place."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], mu: float) -> None:
+        self._parameters = parameters
+        self._start = [parameter.detach().clone() for parameter in parameters]
+        self._mu = mu
+
+    def __call__(self) -> None:
+        """Nothing is left for after the noise."""
+
+    def value(self) -> Tensor:
+        pairs = zip(self._parameters, self._start, strict=True)
+        squares = [(parameter - origin).square().sum() for parameter, origin in pairs]
+        return self._mu / 2.0 * torch.stack(squares).sum()
+
+
+def pulled_within_the_loss(ground: Ground) -> None:
+    def init(self: DpEngine, model: Any, loss: RecordLoss, *rest: Any, **more: Any) -> None:
+        term: ProximalTerm = more["pull"]
+
+        def with_term(outputs: Tensor, targets: Tensor) -> Tensor:
+            return loss(outputs, targets) + term.value()
+
+        INIT(self, model, with_term, *rest, **more)
+
+    ground.patch.setattr(DpEngine, "__init__", init)
+    ground.patch.setattr(engine, "proximal_pull", ProximalTerm)
 
 
 def empty_batches_left_out(ground: Ground) -> None:
@@ -145,8 +188,8 @@ BUGS = [
     ),
     Bug(name="empty batches are left out", plant=empty_batches_left_out, guard=every_step),
     Bug(
-        name="FedProx pulls before the noise",
-        plant=step_by(pulling_before_the_noise),
+        name="FedProx pulls within the loss",
+        plant=pulled_within_the_loss,
         guard=lambda _: engine.test_fedprox_pulls_after_the_noise_by_its_closed_form(),
     ),
 ]
