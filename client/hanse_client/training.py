@@ -22,7 +22,7 @@ from hanse_client.privacy.checks import (
     check_provable,
     check_values,
 )
-from hanse_client.privacy.engine import DpEngine
+from hanse_client.privacy.engine import BackendName, DpEngine
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, fresh_seed
 from hanse_client.privacy.sampling import poisson_batches
 from hanse_client.steps import (
@@ -52,6 +52,7 @@ class TrainingResult:
             was drawn, or without privacy.
         noised: the metrics of the plan that leave with noise, by name.
         update_norm: L2 norm of the update's floats.
+        backend: of the engine; None without privacy.
         seconds: wall time.
     """
 
@@ -61,6 +62,7 @@ class TrainingResult:
     noised: dict[str, float]
     update_norm: float
     steps: int
+    backend: str | None
     seconds: float
 
 
@@ -69,13 +71,20 @@ class Trainer:
 
     Args:
         device: where it trains.
+        backend: of the engine of private rounds.
         noise: of the metrics that leave with it; fresh :class:`SecureNoise` if None.
     """
 
     def __init__(
-        self, task: AnyTask, device: torch.device, *, noise: NoiseSource | None = None
+        self,
+        task: AnyTask,
+        device: torch.device,
+        *,
+        backend: BackendName = "auto",
+        noise: NoiseSource | None = None,
     ) -> None:
         self.task = task
+        self._backend = backend
         self.noise: NoiseSource = SecureNoise() if noise is None else noise
         self._device = device
         with torch.random.fork_rng(devices=[]):  # its weights are drawn and never used
@@ -168,6 +177,7 @@ class Trainer:
             noised={} if tally is None else tally.release(self.noise),
             update_norm=_norm(update),
             steps=plan.steps,
+            backend=step.backend.name if isinstance(step, DpEngine) else None,
             seconds=time.monotonic() - started,
         )
 
@@ -203,7 +213,13 @@ class Trainer:
             optimizer.zero_grad()
             return
         with DpEngine(
-            self._model, loss, optimizer, plan.privacy, batch_size=plan.batch_size, pull=pull
+            self._model,
+            loss,
+            optimizer,
+            plan.privacy,
+            batch_size=plan.batch_size,
+            pull=pull,
+            backend=self._backend,
         ) as engine:
             yield engine
 

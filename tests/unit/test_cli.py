@@ -131,6 +131,7 @@ def test_the_version(run: Hanse) -> None:
         ("simulate", "job.toml", "--holdout", "1.5"),
         ("server", "run", "job.toml", "--port", "99999"),
         ("audit", "job.toml", "--canaries", "1"),
+        ("audit", str(example("heart") / "job.toml"), "--backend", "abacus"),
         ("provision", "--sign", "no-equals-sign"),
     ],
 )

@@ -17,6 +17,7 @@ from hanse_client.canaries.run import run
 from hanse_client.canaries.scores import measure
 from hanse_client.canaries.verdict import Audit, Finding
 from hanse_client.plan import LocalPlan, plan_round
+from hanse_client.privacy.engine import BackendName
 
 CANARIES = 1000
 MOST_STEPS = 10_000
@@ -32,6 +33,7 @@ def audit(
     records: int | None = None,
     canaries: int = CANARIES,
     simulations: int = SIMULATIONS,
+    backend: BackendName = "auto",
     device: torch.device,
 ) -> Audit:
     """Train on canaries by the site's own code, for the steps of ``job``'s run.
@@ -42,6 +44,7 @@ def audit(
     Args:
         records: of a site, where the job leaves the sampling rate to it.
         canaries: how many; more of them see finer faults.
+        backend: of the engine.
 
     Raises:
         JobError: if the job trains without privacy, or its sampling rate is not known.
@@ -55,7 +58,8 @@ def audit(
     guesses = fixed_guesses(mechanism, design, claimed=claimed, delta=delta)
     correct = simulated(mechanism, design, guesses, simulations)
     limits = bands(correct)
-    scores = run(plans, job.privacy.clipping_norm, design, device)
+    trained = run(plans, job.privacy.clipping_norm, design, backend=backend, device=device)
+    scores = trained.scores
     found = {name: float(values[0]) for name, values in measure(scores, guesses)}
     guessed = {"canaries": canaries, "guesses": guesses, "right": int(found["right"])}
     return Audit(
@@ -63,6 +67,7 @@ def audit(
         mechanism=mechanism,
         run_steps=job.rounds * plans[0].steps,
         clipping_norm=job.privacy.clipping_norm,
+        backend=trained.backend,
         device=str(device),
         **guessed,
         included=int(scores.included.sum()),

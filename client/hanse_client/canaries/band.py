@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from hanse.privacy.accounting import Charge
 
-from hanse_client.canaries.bound import epsilon_at_least, refuting
+from hanse_client.canaries.bound import epsilon_at_least
 from hanse_client.canaries.design import Design, simulate
 from hanse_client.canaries.scores import Floats, Statistics, measure, right_guesses
 
@@ -48,16 +48,17 @@ def fixed_guesses(charge: Charge, design: Design, *, claimed: float, delta: floa
     them are right; so they are as many, where there are, as can refute the claim.
     """
     scores = simulate(charge, design, _PILOTS)
-    limits = {"canaries": design.canaries, "delta": delta}
 
-    def proved(guesses: int) -> float:
-        right = int(np.median(right_guesses(scores, guesses)))
-        return epsilon_at_least(guesses=guesses, right=right, **limits)
+    def proved(guesses: int, right: int) -> float:
+        return epsilon_at_least(canaries=design.canaries, guesses=guesses, right=right, delta=delta)
+
+    def in_the_median(guesses: int) -> float:
+        return proved(guesses, int(np.median(right_guesses(scores, guesses))))
 
     choices = [2 * round(share * design.canaries / 2) for share in _SHARES]
-    able = [each for each in choices if refuting(guesses=each, claimed=claimed, **limits) <= each]
+    able = [guesses for guesses in choices if proved(guesses, guesses) > claimed]
     # From the most down: where nothing can be proved, all of them are guessed.
-    return max(able or choices, key=proved)
+    return max(able or choices, key=in_the_median)
 
 
 def simulated(charge: Charge, design: Design, guesses: int, runs: int) -> Statistics:

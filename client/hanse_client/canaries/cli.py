@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from hanse.cli import Json, err, out, show
+
+if TYPE_CHECKING:
+    from hanse_client.privacy.engine import BackendName
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +26,9 @@ def audit(
     canaries: Annotated[
         int, typer.Option(min=100, max=100_000, help="More see finer faults.")
     ] = 1000,
+    backend: Annotated[
+        str, typer.Option(help="Of the engine: auto, bookkeeping, ghost or hooks.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:1.")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -37,9 +43,23 @@ def audit(
     job = load_job(job_file)
     with err.status(f"training on {canaries} canaries"):
         result = audits.audit(
-            job, records=records, canaries=canaries, device=devices.resolve(device)
+            job,
+            records=records,
+            canaries=canaries,
+            backend=_backend(backend),
+            device=devices.resolve(device),
         )
     show(audit_result(result), as_json, lambda: out.print(audit_view(result)))
     if as_json and result.faults:  # the object says it all
         raise typer.Exit(AuditError.exit_code)
     result.verify()
+
+
+def _backend(name: str) -> BackendName:
+    from hanse_client.privacy.engine import BackendName
+
+    known: tuple[BackendName, ...] = get_args(BackendName)
+    for each in known:
+        if each == name:
+            return each
+    raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}", param_hint="--backend")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,12 +20,30 @@ from hanse_client.canaries.task import (
     way_along,
 )
 from hanse_client.plan import LocalPlan
+from hanse_client.privacy.engine import BackendName
 from hanse_client.training import Trainer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the training of an audit gave.
+
+    Attributes:
+        backend: of the engine that it was trained by.
+    """
+
+    scores: Scores
+    backend: str
+
+
 def run(
-    plans: Sequence[LocalPlan], clipping_norm: float, design: Design, device: torch.device
-) -> Scores:
+    plans: Sequence[LocalPlan],
+    clipping_norm: float,
+    design: Design,
+    *,
+    backend: BackendName,
+    device: torch.device,
+) -> Run:
     """Train on the design's records round by round, by the trainer that sites have.
 
     Of each plan the steps, the batch size and the mechanism are kept. The optimiser is plain
@@ -34,18 +52,22 @@ def run(
     """
     options = CanaryOptions(directions=design.directions, norm=STEEPNESS * clipping_norm)
     task = Canaries(options)
-    trainer = Trainer(task, device)
+    trainer = Trainer(task, device, backend=backend)
     start = {name: torch.zeros_like(weight) for name, weight in task.model().state_dict().items()}
     included = design.toss()
     records = records_along(_directions(design, included[0]))
-    way = np.zeros(design.directions)
+    way, backends = np.zeros(design.directions), set()
     for plan in plans:
         result = trainer.train(start, records, _plainly(plan))
         way += way_along(result.update).numpy() * plan.batch_size / clipping_norm
-    return Scores(
-        included=included,
-        canaries=way[None, : design.canaries],
-        groups=way[None, design.canaries :],
+        backends.add(result.backend or "none")
+    return Run(
+        scores=Scores(
+            included=included,
+            canaries=way[None, : design.canaries],
+            groups=way[None, design.canaries :],
+        ),
+        backend=" and ".join(sorted(backends)),
     )
 
 
@@ -56,6 +78,6 @@ def _directions(design: Design, included: np.ndarray) -> Tensor:
 
 
 def _plainly(plan: LocalPlan) -> LocalPlan:
-    return dataclasses.replace(
+    return replace(
         plan, optimizer=Optimizer(name="sgd"), lr=1.0, loss="task", augment=False, proximal_mu=0.0
     )

@@ -40,6 +40,7 @@ class Audit:
         job: its name.
         mechanism: what was carried out, over all steps together.
         run_steps: the steps of the job's whole run, of which the first ones were audited.
+        backend: of the engine.
         canaries: how many there were, ``included`` of them in the data set.
         guesses: how many guesses were made, as fixed before the run, ``right`` of them right.
         claimed: the epsilon that the mechanism costs at ``delta``, by the ledger's accountant.
@@ -52,6 +53,7 @@ class Audit:
     mechanism: Charge
     run_steps: int
     clipping_norm: float
+    backend: str
     device: str
     canaries: int
     included: int

@@ -45,7 +45,7 @@ def _mechanism(audit: Audit) -> Text:
     return Text(
         f"{audit.job}: {steps} steps, sampling rate {mechanism.sampling_rate:.4g}, noise "
         f"multiplier {mechanism.noise_multiplier:.4g}, clipping norm {audit.clipping_norm:g}; "
-        f"on {audit.device}, {audit.seconds:.0f} s"
+        f"backend {audit.backend} on {audit.device}, {audit.seconds:.0f} s"
     )
 
 

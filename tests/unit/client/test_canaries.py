@@ -261,6 +261,7 @@ def an_audit(**changes: Any) -> Audit:
         "mechanism": SAMPLED,
         "run_steps": 50,
         "clipping_norm": 1.0,
+        "backend": "hooks",
         "device": "cpu",
         "canaries": 1000,
         "included": 493,
