@@ -139,8 +139,12 @@ def _budget(site: Site) -> str:
 def _egress(site: Site) -> str:
     policy = site.policy
     weight = "the number of records" if policy.count == "public" else f"a weight of {policy.count}"
-    metrics = ", ".join(policy.release) or "none"
-    return f"the update of each round, {weight}, and of the metrics: {metrics}"
+    noised = ", ".join(policy.release) or "none"
+    exact = ", ".join(policy.release_exact) or "none"
+    return (
+        f"the update of each round, {weight}, and of the metrics, with noise where they are of "
+        f"private records: {noised}; as they are, outside the budget: {exact}"
+    )
 
 
 def _counted(number: int, noun: str) -> str:

@@ -71,7 +71,9 @@ def test_the_facts_of_a_site_and_a_job(site_file: Path) -> None:
     assert "heart: 40 rounds of 1 step, noise multiplier 8.7" in findings["policy"].message
     assert "epsilon 3 at delta 1e-05; nothing is spent" in findings["budget"].message
     assert "a weight of 1.0" in findings["leaves the site"].message
-    assert "accuracy, auc, loss" in findings["leaves the site"].message
+    told = findings["leaves the site"].message
+    assert "with noise where they are of private records: epsilon, epsilon_left" in told
+    assert "as they are, outside the budget: accuracy, auc, loss" in told
 
 
 def test_without_a_job_no_record_is_read(site_file: Path) -> None:
