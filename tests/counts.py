@@ -12,7 +12,7 @@ OUTCOMES = ("passed", "failed", "error", "skipped")
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Print one line for each folder: unit, contract, integration, faults; below all else."""
+    """Print one line for each folder: unit, contract, privacy, and so on; below all else."""
     yield
     counts: dict[str, Counter[str]] = {}
     for outcome in OUTCOMES:

@@ -228,6 +228,7 @@ def test_an_interruption(run: Hanse, fresh: typer.Typer, arguments: tuple[str, .
         ("matplotlib", "server", ("server", "run", "job.toml", "--port", "1")),
         ("matplotlib", "server", ("provision", "a")),
         ("opacus", "client", ("client", "run", "site.toml")),
+        ("opacus", "client", ("audit", "job.toml", "--canaries", "500")),
         ("opacus", "all", ("demo", "--json")),
         ("matplotlib", "all", ("simulate", "job.toml", "--sites", "3")),
     ],

@@ -10,11 +10,11 @@ from hanse.errors import JobError
 from hanse.job import Job
 from hanse.privacy.accounting import Charge, epsilon, merge
 
-from hanse_client.canaries.band import bands, false_alarms, fixed_guesses, simulated
+from hanse_client.canaries.band import Band, bands, false_alarms, fixed_guesses, simulated
 from hanse_client.canaries.bound import epsilon_at_least, refuting
 from hanse_client.canaries.design import Design
 from hanse_client.canaries.run import run
-from hanse_client.canaries.scores import measure
+from hanse_client.canaries.scores import Statistics, measure
 from hanse_client.canaries.verdict import Audit, Finding
 from hanse_client.plan import LocalPlan, plan_round
 from hanse_client.privacy.engine import BackendName
@@ -52,35 +52,37 @@ def audit(
     """
     started = time.monotonic()
     plans, mechanism = _planned(job, records)
-    delta = job.privacy.delta
-    claimed = epsilon([mechanism], delta)
+    privacy = job.privacy
+    claimed = epsilon([mechanism], privacy.delta)
     design = Design.of(canaries, mechanism.sampling_rate)
-    guesses = fixed_guesses(mechanism, design, claimed=claimed, delta=delta)
+    guesses = fixed_guesses(mechanism, design, claimed=claimed, delta=privacy.delta)
     correct = simulated(mechanism, design, guesses, simulations)
-    limits = bands(correct)
-    trained = run(plans, job.privacy.clipping_norm, design, backend=backend, device=device)
-    scores = trained.scores
-    found = {name: float(values[0]) for name, values in measure(scores, guesses)}
-    guessed = {"canaries": canaries, "guesses": guesses, "right": int(found["right"])}
+    trained = run(plans, privacy.clipping_norm, design, backend=backend, device=device)
+    findings = _findings(measure(trained.scores, guesses), bands(correct))
+    tried = {"canaries": canaries, "guesses": guesses}
+    right = int(next(each.value for each in findings if each.name == "right"))
     return Audit(
         job=job.name,
         mechanism=mechanism,
         run_steps=job.rounds * plans[0].steps,
-        clipping_norm=job.privacy.clipping_norm,
+        clipping_norm=privacy.clipping_norm,
         backend=trained.backend,
         device=str(device),
-        **guessed,
-        included=int(scores.included.sum()),
-        delta=delta,
+        **tried,
+        included=int(trained.scores.included.sum()),
+        right=right,
+        delta=privacy.delta,
         claimed=claimed,
-        at_least=epsilon_at_least(**guessed, delta=delta),
-        findings=tuple(
-            Finding(name=name, value=value, band=limits[name]) for name, value in found.items()
-        ),
-        false_alarms=false_alarms(
-            correct, refuting(canaries=canaries, guesses=guesses, claimed=claimed, delta=delta)
-        ),
+        at_least=epsilon_at_least(**tried, right=right, delta=privacy.delta),
+        findings=findings,
+        false_alarms=false_alarms(correct, refuting(**tried, claimed=claimed, delta=privacy.delta)),
         seconds=time.monotonic() - started,
+    )
+
+
+def _findings(run: Statistics, limits: dict[str, Band]) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(name=name, value=float(values[0]), band=limits[name]) for name, values in run
     )
 
 

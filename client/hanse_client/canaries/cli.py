@@ -24,7 +24,7 @@ def audit(
         typer.Option(min=1, help="Of a site, where the job leaves the sampling rate to it."),
     ] = None,
     canaries: Annotated[
-        int, typer.Option(min=100, max=100_000, help="More see finer faults.")
+        int, typer.Option(min=100, max=10_000, help="More see finer faults.")
     ] = 1000,
     backend: Annotated[
         str, typer.Option(help="Of the engine: auto, bookkeeping, ghost or hooks.")
