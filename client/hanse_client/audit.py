@@ -73,46 +73,27 @@ def read_audit(path: Path) -> list[dict[str, Any]]:
     Raises:
         LedgerBrokenError: if a line is not what :class:`AuditTrail` writes.
     """
-    lines = []
-    for number, text in enumerate(_lines(path), start=1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError as spoiled:
-            raise LedgerBrokenError(f"{path}: line {number} is damaged") from spoiled
-    return lines
+    return [line for _, line in _parsed(path)]
 
 
 def read_chained(path: Path) -> list[dict[str, Any]]:
     """The lines of a trail, oldest first, each checked to follow from the one before it.
 
     Raises:
-        LedgerBrokenError: naming the first line that does not.
+        LedgerBrokenError: naming the first line that does not. Of a last line that was changed,
+            and of lines removed after it, the chain knows nothing: compare :func:`last_digest`
+            with one that was noted elsewhere.
     """
-    broken = first_break(path)
-    if broken is not None:
-        raise LedgerBrokenError(
-            f"{path}: line {broken} does not follow from the one before it: the trail was "
-            "changed, or a line was removed"
-        )
-    return read_audit(path)
-
-
-def first_break(path: Path) -> int | None:
-    """The number of the first line that was changed, added or follows a removed one; else None.
-
-    Of a last line that was changed, and of lines removed after it, the chain knows nothing:
-    compare :func:`last_digest` with one that was noted elsewhere.
-    """
-    previous = GENESIS
-    for number, text in enumerate(_lines(path), start=1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return number
-        if line.get("previous") != previous:
-            return number
-        previous = _digest(text)
-    return None
+    lines, before = [], GENESIS
+    for number, (text, line) in enumerate(_parsed(path), start=1):
+        if line.get("previous") != before:
+            raise LedgerBrokenError(
+                f"{path}: line {number} does not follow from the one before it: the trail was "
+                "changed, or a line was removed"
+            )
+        lines.append(line)
+        before = _digest(text)
+    return lines
 
 
 def _append(path: Path, line: bytes) -> None:
@@ -151,6 +132,14 @@ def _lines(path: Path) -> Iterator[str]:
         with path.open(encoding="utf-8") as file:
             # A line without its end is being written at this moment, or was cut off by a crash.
             yield from (line.removesuffix("\n") for line in file if line.endswith("\n"))
+
+
+def _parsed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, text in enumerate(_lines(path), start=1):
+        try:
+            yield text, dict(json.loads(text))
+        except (ValueError, TypeError) as spoiled:
+            raise LedgerBrokenError(f"{path}: line {number} is damaged") from spoiled
 
 
 def _digest(text: str) -> str:

@@ -106,22 +106,21 @@ def ledger_view(result: dict[str, Any]) -> RenderableType:
 
 
 def _account_view(account: dict[str, Any]) -> list[RenderableType]:
-    counted = f"{account['rounds']} rounds"
+    spent_in = counted(account["rounds"], "round")
     if account["evaluations"]:
-        counted += f" and {account['evaluations']} evaluations"
+        spent_in += " and " + counted(account["evaluations"], "evaluation")
+    number, spent, left = account["account"], account["epsilon"], account["left"]
     parts: list[RenderableType] = [
-        Text(
-            f"\naccount {account['account']}: epsilon {account['epsilon']:.4f} spent in {counted}, "
-            f"{account['left']:.4f} left"
-        )
+        Text(f"\naccount {number}: epsilon {spent:.4f} spent in {spent_in}, {left:.4f} left")
     ]
     parts += [
         Text(f"  data {short(each['fingerprint'])} since {_when(each['since'])}")
         for each in account["data"]
     ]
     if account["rounds_without_privacy"]:
-        told = f"{account['rounds_without_privacy']} rounds trained on it with no privacy: "
-        parts.append(Text(told + "no epsilon bounds what they gave away", style="bold red"))
+        bare = counted(account["rounds_without_privacy"], "round")
+        told = f"  {bare} trained on it with no privacy: no epsilon bounds what that gave away"
+        parts.append(Text(told, style="bold red"))
     table = Table("when", "type", "run", "round", "noise", "rate", "steps", "state")
     for entry in account["entries"]:
         table.add_row(
@@ -173,7 +172,7 @@ def _told(line: dict[str, Any]) -> str:
     """What a line says beside its event."""
     if "steps" in line:
         noise, rate = line["noise_multiplier"], line["sampling_rate"]
-        return f"{line['steps']} steps, noise {noise:.4g}, rate {rate:.4g}"
+        return f"{counted(line['steps'], 'step')}, noise {noise:.4g}, rate {rate:.4g}"
     if "fingerprints" in line:
         data = " and ".join(map(short, line["fingerprints"]))
         return f"account {line['account']}: {data}"
@@ -181,6 +180,11 @@ def _told(line: dict[str, Any]) -> str:
         return f"the charge of row {line['charge']}"
     metrics = {name for record in line.get("metrics", {}).values() for name in record}
     return str(line.get("reason") or ", ".join(sorted(metrics)))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _when(moment: float) -> str:

@@ -14,7 +14,7 @@ from hanse.task import load_task
 from hanse.tls import load_identity
 
 from hanse_client import device
-from hanse_client.books import ledger_path
+from hanse_client.books import counted, ledger_path
 from hanse_client.ledger.book import Book, short
 from hanse_client.ledger.reader import read_ledger
 from hanse_client.link import greet
@@ -95,7 +95,7 @@ def _policy(site: Site, job: Job | None) -> str:
     if plan.privacy is None:
         return f"allows {job.name}, which trains with no privacy"
     return (
-        f"allows {job.name}: {_counted(job.rounds, 'round')} of {_counted(plan.steps, 'step')}, "
+        f"allows {job.name}: {counted(job.rounds, 'round')} of {counted(plan.steps, 'step')}, "
         f"noise multiplier {plan.privacy.noise_multiplier:.3f}, "
         f"sampling rate {plan.privacy.sampling_rate:.4g}"
     )
@@ -104,7 +104,7 @@ def _policy(site: Site, job: Job | None) -> str:
 def _certificate(site: Site) -> str:
     identity = load_identity(site.tls.ca, site.tls.certificate, site.tls.key)
     days = (identity.not_after - datetime.now(UTC)).days
-    told = f"of {identity.name}, valid for {_counted(days, 'more day')}"
+    told = f"of {identity.name}, valid for {counted(days, 'more day')}"
     if days < SOON_DAYS:
         told += ": ask the operator for a new one"
     if site.tls.key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -131,7 +131,7 @@ def _budget(site: Site) -> str:
     stated = book.statement(data[0], budget)
     return (
         f"epsilon {stated.spent:.4g} of {budget.epsilon:g} is spent on this data, account "
-        f"{account.number}, in {_counted(stated.rounds, 'round')}; {stated.left:.4g} is left "
+        f"{account.number}, in {counted(stated.rounds, 'round')}; {stated.left:.4g} is left "
         f"(delta {budget.delta:g})"
     )
 
@@ -145,7 +145,3 @@ def _egress(site: Site) -> str:
         f"the update of each round, {weight}, and of the metrics, with noise where they are of "
         f"private records: {noised}; as they are, outside the budget: {exact}"
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,9 +1,12 @@
-"""What it takes for a file's name to outlive a power cut."""
+"""Files that outlive a power cut, and that one process holds."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+
+from hanse.errors import LedgerError
 
 
 def sync_folder(path: Path) -> None:
@@ -13,3 +16,25 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def hold(path: Path) -> int:
+    """Hold ``path`` against other processes until the descriptor returned is closed.
+
+    Raises:
+        LedgerError: if another process holds it, or it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as unusable:
+        raise LedgerError(f"{path}: {unusable.strerror}") from unusable
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as held:
+        os.close(descriptor)
+        raise LedgerError(
+            f"{path}: another client holds this ledger",
+            remedy="Stop the other client, or give each client a state folder of its own.",
+        ) from held
+    return descriptor

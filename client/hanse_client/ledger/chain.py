@@ -6,8 +6,8 @@ that, each of them is told in the audit trail as well (:mod:`hanse_client.ledger
 last line the administrator can note elsewhere.
 
 Every opening checks every row. A mark of how far the rows were checked before would lie in reach
-of the same hand, and would save little: a row takes some ten microseconds, so that 100,000 of
-them, years of rounds, take about a second.
+of the same hand, and would save little: 100,000 rows, years of rounds, take 2.5 s to open, with
+their lines in the audit trail.
 """
 
 from __future__ import annotations
@@ -103,6 +103,11 @@ class Chain:
                 self._database.execute("PRAGMA synchronous = FULL")
                 if self._version() == 0:
                     self._database.executescript(_SCHEMA)
+            if self._version() == 0:
+                raise LedgerError(
+                    f"{self.name}: nothing was written in it",
+                    remedy="Start the client: it begins the ledger.",
+                )
             if self._version() != VERSION:
                 raise LedgerError(
                     f"{self.name}: the ledger is of version {self._version()}, this is version "

@@ -20,7 +20,6 @@ When a message comes again:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Sequence, Set
@@ -34,6 +33,7 @@ from hanse.errors import BudgetError, DataChangedError, LedgerError
 from hanse.privacy.accounting import Charge, Verdict, decide, epsilon
 
 from hanse_client.audit import AuditTrail
+from hanse_client.durable import hold
 from hanse_client.ledger import events
 from hanse_client.ledger.anchors import line_of, rows_told
 from hanse_client.ledger.book import Account, Entry, Statement, short
@@ -79,7 +79,7 @@ class Ledger:
         self._untold: Row | None = None
         with ExitStack() as opened:
             if path is not None:
-                opened.callback(os.close, _lock(path.with_name(path.name + ".lock")))
+                opened.callback(os.close, hold(path.with_name(path.name + ".lock")))
             self._chain = Chain(path)
             opened.callback(self._chain.close)
             self._book = book_of(self._chain.rows())
@@ -302,21 +302,3 @@ def _refusal(account: Account, verdict: Verdict, budget: Budget) -> BudgetError:
         f"this would bring epsilon to {verdict.epsilon:.4g} at delta={budget.delta:g}, above the "
         f"data's budget of {budget.epsilon:g} ({spent:.4g} is spent)"
     )
-
-
-def _lock(path: Path) -> int:
-    """Hold ``path`` against other processes until the descriptor returned is closed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as unusable:
-        raise LedgerError(f"{path}: {unusable.strerror}") from unusable
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as held:
-        os.close(descriptor)
-        raise LedgerError(
-            f"{path}: another client holds this ledger",
-            remedy="Stop the other client, or give each client a state folder of its own.",
-        ) from held
-    return descriptor

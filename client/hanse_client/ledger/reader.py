@@ -24,6 +24,16 @@ def read_rows(path: Path) -> list[Row]:
         return chain.rows()
 
 
+def count_rows(path: Path) -> int:
+    """How many rows a ledger has, unchecked.
+
+    Raises:
+        LedgerError: if there is none, or it cannot be read.
+    """
+    with closing(Chain(path, read_only=True)) as chain:
+        return chain.count()
+
+
 def read_ledger(path: Path) -> Book:
     """What a ledger says.
 

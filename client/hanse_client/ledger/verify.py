@@ -12,8 +12,8 @@ from hanse.privacy.accounting import epsilon
 from hanse_client.audit import read_chained
 from hanse_client.ledger.anchors import rows_told
 from hanse_client.ledger.book import Book
-from hanse_client.ledger.chain import GENESIS, Row
-from hanse_client.ledger.reader import book_of, read_rows
+from hanse_client.ledger.chain import GENESIS
+from hanse_client.ledger.reader import book_of, count_rows, read_rows
 from hanse_client.recount import Recount, recount
 
 
@@ -42,9 +42,10 @@ def verify_ledger(path: Path, trail: Path, delta: float) -> Verification:
         LedgerBrokenError: if the ledger or the trail was changed or cut off, or if what the
             trail tells does not come to what the ledger says.
     """
-    before = len(_rows(path))  # a client may write between the three readings
+    there = path.exists()
+    before = count_rows(path) if there else 0  # a client may write between the three readings
     lines = read_chained(trail)
-    rows = _rows(path)
+    rows = read_rows(path) if there else []
     told = rows_told(rows, lines, before=before, name=str(path))
     return Verification(
         rows=len(rows),
@@ -52,10 +53,6 @@ def verify_ledger(path: Path, trail: Path, delta: float) -> Verification:
         digest=rows[-1].digest if rows else GENESIS,
         recounted=_recounted(book_of(rows[:told]), lines, delta),
     )
-
-
-def _rows(path: Path) -> list[Row]:
-    return read_rows(path) if path.exists() else []
 
 
 def _recounted(book: Book, lines: list[dict[str, Any]], delta: float) -> dict[int, float]:

@@ -81,7 +81,7 @@ def test_what_was_spent_charge_by_charge(site: Site) -> None:
     assert [entry["state"] for entry in account["entries"]] == states
     assert [entry["run"] for entry in account["entries"]] == [str(RUN)] * 4, "JSON has 53 bits"
     assert "verified" not in result
-    for fact in ("cleveland", "account 1", "2 rounds and 1 evaluations", "c" * 12, "taken back"):
+    for fact in ("cleveland", "account 1", "2 rounds and 1 evaluation,", "c" * 12, "taken back"):
         assert fact in text
     for fact in (DATA[:12], f"{account['epsilon']:.4f}", str(RUN), "reserved", "0.5"):
         assert fact in text

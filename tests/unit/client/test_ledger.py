@@ -61,18 +61,21 @@ def test_rounds_compose_to_exactly_the_epsilon_of_one_run(ledger: Ledger) -> Non
 def test_processes_of_one_round_each_come_to_exactly_the_epsilon_of_one_run(path: Path) -> None:
     script = dedent(
         """
-        import sys
+        import os, sys
         from pathlib import Path
         from hanse_client.ledger import Ledger
         from tests.charges import reserve
 
-        with Ledger(Path(sys.argv[1])) as ledger:
-            ledger.release(reserve(ledger, sys.argv[2]))
+        for number in range(3):
+            child = os.fork()
+            if child == 0:
+                with Ledger(Path(sys.argv[1])) as ledger:
+                    ledger.release(reserve(ledger, f"m{number}"))
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
         """
     )
-    for number in range(3):
-        command = [sys.executable, "-c", script, str(path), f"m{number}"]
-        subprocess.run(command, check=True)
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
     with Ledger(None) as ledger:
         for number in range(3):
             ledger.release(reserve(ledger, f"m{number}"))
