@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, MessageType, RecordDict
-from hanse.errors import BudgetError, PolicyError, PrivacyRequiredError
+from hanse.errors import BudgetError, LedgerBrokenError, PolicyError, PrivacyRequiredError
 from hanse.flower import (
     ARRAYS,
     CONFIG,
@@ -22,7 +22,7 @@ from hanse.flower import (
     to_tensors,
 )
 from hanse.records import Records
-from hanse_client.audit import first_break, read_audit
+from hanse_client.audit import read_audit, read_chained
 from hanse_client.site import AllowedTask
 
 from tests.harbour import RECORDS, TASK, Harbour, job
@@ -201,7 +201,7 @@ def test_everything_is_audited_and_a_change_shows(harbour: Callable[..., Harbour
     here.send(job(), name="a")
     here.send(job(training={"steps": 3}), name="b")
     here.send(job(), kind=MessageType.EVALUATE, name="c")
-    lines = read_audit(here.audit)
+    lines = read_chained(here.audit)
     assert [(line["event"], line.get("id")) for line in lines] == [
         ("account_opened", None),
         ("charged", "a"),
@@ -211,9 +211,9 @@ def test_everything_is_audited_and_a_change_shows(harbour: Callable[..., Harbour
         ("released", "c"),
     ]
     assert lines[2]["arrays"] == 2
-    assert first_break(here.audit) is None
     here.audit.write_text(here.audit.read_text().replace('"arrays": 2', '"arrays": 1'))
-    assert first_break(here.audit) == 4
+    with pytest.raises(LedgerBrokenError, match="line 4 does not follow"):
+        read_chained(here.audit)
 
 
 def test_an_error_of_the_data_says_nothing_of_the_data(
