@@ -10,11 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from hanse.job import Job
 from hanse.privacy.accounting import Charge, Charges, epsilon, epsilon_bound, merge
 
+from hanse_server.costs import (
+    CLOSED_FORM,
+    FAST,
+    TARGET,
+    TIGHT,
+    Cost,
+    DataSetCost,
+    Disclosure,
+    Kind,
+    SiteCost,
+    Source,
+)
 from hanse_server.workspace import RoundRecord, SiteRound
 
 FIGURES = ("epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate", "steps")
@@ -35,11 +46,6 @@ been charged, and counts here."""
 MOST_TIGHT = 8
 """Sets of charges that the tightest accountant is asked for, at most: each takes it seconds."""
 
-CLOSED_FORM = "closed form of the Gaussian mechanism (Balle, Wang 2018)"
-TIGHT = "privacy loss distributions (Doroshenko et al. 2022)"
-FAST = "Rényi differential privacy, an upper bound (Mironov et al. 2019)"
-TARGET = "none: the target epsilon of the job, which each site calibrates its noise to"
-
 
 def _last(_: float, told: float) -> float:
     return told
@@ -51,87 +57,6 @@ _WORSE: dict[str, Callable[[float, float], float]] = {
     "steps": max,
 }
 """Where what a site tells of its settings changes, the run counts by what costs more."""
-
-Kind = Literal["noised", "exact", "not known"]
-Source = Literal["training", "held-out"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """An epsilon, its delta, and how it was found."""
-
-    epsilon: float
-    delta: float
-    accountant: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSetCost:
-    """What a site's own ledger said of its data set, over all rounds, runs and jobs.
-
-    Attributes:
-        left: of the site's budget, None if it did not say.
-        delta: likewise.
-        stated_in: the round in which it last said so.
-        complete: whether nothing was asked of the site since that it may have been charged for.
-    """
-
-    epsilon: float
-    left: float | None
-    delta: float | None
-    stated_in: int
-    complete: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Disclosure:
-    """A metric that a site let out beside its updates.
-
-    Attributes:
-        noise_multiplier: of the noise that it left with, None where that is not so or not known.
-    """
-
-    name: str
-    records: Source
-    kind: Kind
-    noise_multiplier: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiteCost:
-    """What is known of one site.
-
-    Attributes:
-        asked: rounds in which it was asked to train.
-        counted: those of them that it may have trained in, whether or not its update was taken.
-        evaluations: likewise, of the evaluations that it was asked for; none where it answered
-            and put no noise on any.
-        noise_multiplier: of all that a step gave away; None if it is not known.
-        sampling_rate: likewise.
-        steps: of a round, likewise.
-        evaluation_noise: noise multiplier of each evaluation; None if none was noised.
-        run: what this run cost, None if that is not known or there is no bound.
-        data_set: what the site's ledger says of its data set; None if it does not say.
-        disclosures: what else it let out.
-        count: what its weight is: ``public``, ``declared`` or empty (:class:`Terms`).
-    """
-
-    asked: int
-    counted: int
-    evaluations: int
-    noise_multiplier: float | None
-    sampling_rate: float | None
-    steps: int | None
-    evaluation_noise: float | None
-    run: Cost | None
-    data_set: DataSetCost | None
-    disclosures: tuple[Disclosure, ...]
-    count: str
-
-    @property
-    def took_part(self) -> bool:
-        """Whether any of its records may have been looked at."""
-        return bool(self.counted or self.evaluations or self.disclosures)
 
 
 @dataclass
@@ -220,14 +145,18 @@ class Spending:
             tight: take the tightest accountant, which may take seconds, where it is feasible.
         """
         runs = {name: self._charges(account) for name, account in self._accounts.items()}
-        different = {charges for charges in runs.values() if charges}
+        different = {charges for charges in runs.values() if charges is not None}
         tight = tight and len(different) <= MOST_TIGHT
+        delta = self._job.privacy.delta
+        found = {charges: cost_of(charges, delta, tight=tight) for charges in different}
         return {
-            name: self._cost(account, runs[name], tight=tight)
+            name: self._cost(account, runs[name], found)
             for name, account in sorted(self._accounts.items())
         }
 
-    def _cost(self, account: _Account, charges: Charges | None, *, tight: bool) -> SiteCost:
+    def _cost(
+        self, account: _Account, charges: Charges | None, found: Mapping[Charges, Cost]
+    ) -> SiteCost:
         told = account.told
         return SiteCost(
             asked=account.asked,
@@ -237,18 +166,18 @@ class Spending:
             sampling_rate=self._sampling_rate(told),
             steps=self._steps(told),
             evaluation_noise=account.evaluation_noise,
-            run=self._run(account, charges, tight=tight),
+            run=self._run(account, None if charges is None else found[charges]),
             data_set=_data_set(account),
             disclosures=tuple(account.disclosures[key] for key in sorted(account.disclosures)),
             count=account.count,
         )
 
-    def _run(self, account: _Account, charges: Charges | None, *, tight: bool) -> Cost | None:
+    def _run(self, account: _Account, computed: Cost | None) -> Cost | None:
         job, privacy = self._job, self._job.privacy
         if not privacy.private:
             return None
-        if charges is not None:
-            return cost_of(charges, privacy.delta, tight=tight)
+        if computed is not None:
+            return computed
         planned = job.evaluation.rounds_judged_by_sites(job.rounds)
         as_planned = account.counted <= job.rounds and account.evaluations <= planned
         if privacy.target_epsilon is None or not as_planned:

@@ -11,7 +11,7 @@ from typing import Any
 import hanse
 from hanse.job import Job
 
-from hanse_server.spending import Kind, SiteCost
+from hanse_server.costs import Kind, SiteCost
 from hanse_server.workspace import RoundRecord
 
 UNIT = (

@@ -14,8 +14,9 @@ from hanse.errors import WorkspaceError
 from hanse.job import Job
 from pydantic import ValidationError
 
+from hanse_server.costs import SiteCost
 from hanse_server.report.sites import SiteFacts, site_facts
-from hanse_server.spending import SiteCost, Spending
+from hanse_server.spending import Spending
 from hanse_server.status import Status, read_status
 from hanse_server.workspace import RoundRecord, read_history, read_run
 

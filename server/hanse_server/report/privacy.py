@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from hanse.job import Privacy
 
+from hanse_server.costs import CLOSED_FORM, FAST, TARGET, TIGHT, Cost, SiteCost
 from hanse_server.report import formats
 from hanse_server.report.facts import RunFacts
-from hanse_server.spending import CLOSED_FORM, FAST, TARGET, TIGHT, Cost, SiteCost
 from hanse_server.statement import UNIT
 
 NO_PRIVACY = "No privacy"

@@ -8,7 +8,8 @@ import pytest
 from hanse.job import Job
 from hanse.privacy.accounting import Charge, epsilon, epsilon_bound
 from hanse_server import spending
-from hanse_server.spending import CLOSED_FORM, FAST, TARGET, TIGHT, SiteCost, Spending
+from hanse_server.costs import CLOSED_FORM, FAST, TARGET, TIGHT, Cost, DataSetCost, SiteCost
+from hanse_server.spending import Spending
 from hanse_server.statement import model_statement, rounded_up
 from hanse_server.workspace import RoundRecord, SiteRound, Terms
 
@@ -123,7 +124,7 @@ def test_a_rate_that_a_site_keeps_to_itself_is_not_guessed() -> None:
 
 def test_a_target_holds_for_what_it_was_calibrated_for() -> None:
     asked = job(target_epsilon=2.5, sampling_rate=0.25)
-    assert cost(asked, record(1, took_part())).run == spending.Cost(
+    assert cost(asked, record(1, took_part())).run == Cost(
         epsilon=2.5, delta=1e-5, accountant=TARGET
     )
     judged_too_often = [record(n, None, ended("missing")) for n in (1, 2, 3)]
@@ -144,7 +145,7 @@ def test_of_settings_that_change_the_costlier_counts() -> None:
 def test_a_ledgers_word_is_complete_until_something_else_is_asked() -> None:
     told = took_part(epsilon=1.5, epsilon_left=0.5, delta=1e-5)
 
-    def data_set(*records: RoundRecord) -> spending.DataSetCost:
+    def data_set(*records: RoundRecord) -> DataSetCost:
         found = cost(job(), *records).data_set
         assert found is not None
         return found
