@@ -178,8 +178,13 @@ def _told(line: dict[str, Any]) -> str:
         return f"account {line['account']}: {data}"
     if "charge" in line:
         return f"the charge of row {line['charge']}"
-    metrics = {name for record in line.get("metrics", {}).values() for name in record}
-    return str(line.get("reason") or ", ".join(sorted(metrics)))
+    metrics = sorted({name for record in line.get("metrics", {}).values() for name in record})
+    marks = {name: _MARKS[kind] for kind, names in line.get("kinds", {}).items() for name in names}
+    return str(line.get("reason") or ", ".join(f"{name}{marks.get(name, '')}" for name in metrics))
+
+
+_MARKS = {"public": "", "noised": " (noised)", "exact": " (exact)"}
+"""How a metric came about that left."""
 
 
 def counted(number: int, noun: str) -> str:

@@ -113,14 +113,16 @@ def test_an_administrators_answer_is_kept(site: Site) -> None:
 
 def test_the_trail_shows_what_left_and_why_not(site: Site) -> None:
     trail = AuditTrail(audit_path(site))
-    metrics = {"metrics": {"loss": 0.5, "accuracy": 0.8}}
-    trail.write("released", type="train", round="3", bytes=528, metrics=metrics)
+    metrics = {"metrics": {"loss": 0.5, "accuracy": 0.8, "epsilon": 1.0}}
+    kinds = {"public": ["epsilon"], "noised": ["loss"], "exact": ["accuracy"]}
+    trail.write("released", type="train", round="3", bytes=528, metrics=metrics, kinds=kinds)
     trail.write("refused", type="train", label="budget", reason="the budget is spent")
 
     text = printed(audit_view(read_audit(audit_path(site))))
 
-    for fact in ("released", "train", "528", "accuracy, loss", "refused", "the budget is spent"):
+    for fact in ("released", "train", "528", "refused", "the budget is spent"):
         assert fact in text
+    assert (text.count("(exact)"), text.count("(noised)")) == (1, 1)  # and none for epsilon
     assert "0.8" not in text  # names of metrics, not their values
 
 
