@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from hanse.errors import LedgerError
 from hanse.privacy.accounting import Charges
 from hanse_client import gates
 from hanse_client.gates.ledger import reserve
@@ -16,6 +19,7 @@ from hanse_client.ledger.book import Account
 from hanse_client.ledger.chain import Chain, Row
 from hanse_client.runtime import Resolve
 
+from tests.faults import test_ledger_faults
 from tests.privacy import test_charged_first as charged
 from tests.privacy.planting import Bug, Ground
 from tests.unit.client import test_ledger, test_ledger_chain, test_ledger_data
@@ -96,6 +100,22 @@ def unknown_data_is_new(ground: Ground) -> None:
         return identify(self, fingerprints)
 
     ground.patch.setattr(Ledger, "identify", identified)
+
+
+def open_to_all(ground: Ground) -> None:
+    ground.patch.setattr(fcntl, "flock", lambda *_: None)
+
+
+def full_disks_ignored(ground: Ground) -> None:
+    """What cannot be written is passed over."""
+    append = Chain.append
+
+    def appended(self: Chain, content: str) -> Row:
+        with suppress(LedgerError):
+            return append(self, content)
+        return Row(number=self.count() + 1, content=content, digest="")
+
+    ground.patch.setattr(Chain, "append", appended)
 
 
 def digests_not_compared(ground: Ground) -> None:
@@ -190,6 +210,16 @@ BUGS = [
         name="data that changed has a fresh budget",
         plant=unknown_data_is_new,
         guard=with_ledger(test_ledger_data.test_changed_data_is_a_question_and_no_fresh_budget),
+    ),
+    Bug(
+        name="two clients write in one ledger",
+        plant=open_to_all,
+        guard=with_path(test_ledger_faults.test_two_clients_cannot_hold_one_ledger),
+    ),
+    Bug(
+        name="a full disk is passed over",
+        plant=full_disks_ignored,
+        guard=with_path(test_ledger_faults.test_a_full_disk_refuses_and_keeps_what_is_there),
     ),
     Bug(name="a changed row is believed", plant=digests_not_compared, guard=tampered),
 ]
