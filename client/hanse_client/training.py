@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from hanse_client.noised import TrainingTally
 from hanse_client.plan import LocalPlan
+from hanse_client.privacy.backends import BackendName
 from hanse_client.privacy.checks import (
     check_augmentation,
     check_per_example,
     check_provable,
     check_values,
 )
-from hanse_client.privacy.engine import BackendName, DpEngine
+from hanse_client.privacy.choice import choose_backend
+from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, fresh_seed
 from hanse_client.privacy.sampling import poisson_batches
 from hanse_client.steps import (
@@ -34,6 +37,8 @@ from hanse_client.steps import (
     record_loss,
     trainable,
 )
+
+log = logging.getLogger("hanse.client")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,7 @@ class Trainer:
             if getattr(module, "inplace", False):
                 # Would overwrite the activations that gradients by record are made from.
                 module.inplace = False  # type: ignore[assignment]
-        self._proved: set[tuple[str, bool]] = set()
+        self._proved: dict[tuple[str, bool], BackendName] = {}
         self.saw_records = True
         """Whether a record may have been looked at since the ledger's gate set this to False: as
         long as it is False, a charge can be taken back."""
@@ -111,17 +116,20 @@ class Trainer:
         charge, and a model that cannot be trained costs none.
 
         Raises:
-            UnprovableModelError: if the model or the augmentation mixes records, or Opacus
-                cannot handle the model.
+            UnprovableModelError: if the model or the augmentation mixes records, or no backend
+                can train the model.
             CoupledLossError: if the loss does.
         """
         if plan.privacy is None or (plan.loss, plan.augment) in self._proved:
             return
+        loss = record_loss(plan.loss, self.task)
         check_provable(self._model)
-        check_per_example(self._model, record_loss(plan.loss, self.task), examples)
+        check_per_example(self._model, loss, examples)
         if plan.augment:
             check_augmentation(self.task, examples)
-        self._proved.add((plan.loss, plan.augment))
+        choice = choose_backend(self._model, loss, examples, self._backend)
+        log.info("private steps by the backend %s: %s", choice.backend, choice.reason)
+        self._proved[plan.loss, plan.augment] = choice.backend
 
     def check_metrics(self, examples: Examples) -> None:
         """Refuse to noise metrics of a model whose outputs mix records; at once after the first.
@@ -219,7 +227,7 @@ class Trainer:
             plan.privacy,
             batch_size=plan.batch_size,
             pull=pull,
-            backend=self._backend,
+            backend=self._proved.get((plan.loss, plan.augment), self._backend),
         ) as engine:
             yield engine
 
@@ -237,10 +245,11 @@ class Trainer:
         if not all(bool(torch.isfinite(change).all()) for change in update.values()):
             raise DivergedError("local training ended in weights that are not finite")
         if private:
-            learned = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+            parameters = self._model.named_parameters(remove_duplicate=False)
+            learned = {name for name, parameter in parameters if parameter.requires_grad}
             for name in update.keys() - learned:
                 if bool(update[name].any()):
-                    raise UnprovableModelError(f"buffer {name!r} changed in private training")
+                    raise UnprovableModelError(f"{name!r} changed in private training, unlearnt")
         return update
 
 

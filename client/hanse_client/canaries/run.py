@@ -20,7 +20,7 @@ from hanse_client.canaries.task import (
     way_along,
 )
 from hanse_client.plan import LocalPlan
-from hanse_client.privacy.engine import BackendName
+from hanse_client.privacy.backends import BackendName
 from hanse_client.training import Trainer
 
 

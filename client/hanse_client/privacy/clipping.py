@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 MARGIN = 1e-3
 """Share of the clipping norm kept for rounding, far above what float32 needs."""
+
+_CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,38 @@ class Clipping:
     def factors(self, norms: Tensor) -> Tensor:
         """What each gradient is multiplied by, in [0, 1], for norms of shape (B,).
 
-        A norm that is not finite gets 0: no factor brings such a gradient down to the clipping
-        norm, one would make the whole sum NaN, and weights can be chosen so that a certain
-        record has one. Who multiplies must still see to it that 0 times infinity is 0.
+        An infinite norm gets 0: no factor brings such a gradient down to the clipping norm, one
+        would make the whole sum NaN, and weights can be chosen so that a certain record has one.
+        Who multiplies must still see to it that 0 times infinity is 0.
         """
-        factors = (self.bound / norms).clamp(max=1.0)
-        return torch.where(norms.isfinite(), factors, 0.0)
+        return (self.bound / norms).clamp_(max=1.0)
 
     def clipped(self, norms: Tensor) -> int:
         """How many gradients lose something."""
-        return int((~(norms <= self.bound)).sum())
+        return int((norms > self.bound).sum())
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """The L2 norm of each record's part of ``rows``, shape (B, ...), as shape (B,).
+
+    In chunks: torch's norm of one long row of float32 on a CPU adds it up number by number, and
+    comes out 0.04 % low at ten million numbers, 1.1 % at a hundred million.
+    """
+    chunks = torch.split(rows.flatten(1), _CHUNK, dim=1)
+    norms: list[Tensor] = [torch.linalg.vector_norm(chunk, dim=1) for chunk in chunks]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).square_().sum(dim=0).sqrt_()
+
+
+def safe_norms(squares: Tensor, error: Tensor | None = None) -> Tensor:
+    """Norms that the true ones exceed by half of :data:`MARGIN` at most; infinite for NaN.
+
+    Args:
+        squares: squared norms as they were computed, shape (B,).
+        error: how much larger the true ones may be, shape (B,); None for no matter.
+    """
+    if error is not None:
+        squares = torch.maximum(squares, (squares + error) / (1.0 + MARGIN))
+    return squares.sqrt().nan_to_num_(nan=math.inf, posinf=math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +72,8 @@ class ClippedSum:
         sums: the sum of the records' clipped gradients, one tensor for each trainable parameter,
             in their order and shapes; contiguous, and the receiver's to change.
         losses: shape (B,).
-        norms: L2 norms of the gradients before clipping, shape (B,); where one is not finite,
-            the record adds nothing to the sums.
+        norms: L2 norms of the gradients before clipping, shape (B,); where one is infinite, the
+            record adds nothing to the sums.
     """
 
     sums: tuple[Tensor, ...]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal
 
 import torch
 from hanse.task import Examples
-from torch import nn
+from torch import Tensor, nn
 
 from hanse_client.plan import PrivateSteps
+from hanse_client.privacy.backends import BackendName, make_backend
 from hanse_client.privacy.clipping import Backend, Clipping
-from hanse_client.privacy.hooks import HooksBackend
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, add_noise
+from hanse_client.privacy.precision import exact_float32
 from hanse_client.steps import Outcome, RecordLoss, trainable
-
-BackendName = Literal["auto", "hooks"]
 
 PHYSICAL_BATCH = 256
 """Records that go through the model at once, at most."""
@@ -67,7 +65,7 @@ class DpEngine:
         self._clipping = Clipping(privacy.clipping_norm)
         self._deviation = privacy.noise_multiplier * privacy.clipping_norm
         self._noise: NoiseSource = SecureNoise() if noise is None else noise
-        self.backend: Backend = HooksBackend(model, loss, self._clipping)
+        self.backend: Backend = make_backend(backend, model, loss, self._clipping)
         size = sum(parameter.numel() for parameter in self._parameters)
         self._physical = physical_batch or max(1, min(PHYSICAL_BATCH, HELD_AT_ONCE // size))
 
@@ -84,12 +82,10 @@ class DpEngine:
 
     def __call__(self, batch: Examples) -> Outcome:
         """One step of the optimiser on ``batch``, which may be empty."""
-        outcome = self._accumulate(batch)
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                raise RuntimeError("a trainable parameter has no gradient to add noise to")
-            add_noise(parameter.grad, self._deviation, self._noise)
-            parameter.grad.div_(self._batch_size)
+        sums, outcome = self._clipped_sum(batch)
+        add_noise(sums, self._deviation, self._noise)
+        for parameter, total in zip(self._parameters, sums, strict=True):
+            parameter.grad = total.div_(self._batch_size)
         self._pull()
         self._optimizer.step()
         return outcome
@@ -99,19 +95,22 @@ class DpEngine:
         self.backend.close()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _accumulate(self, batch: Examples) -> Outcome:
-        """Leave the sum of the clipped gradients in ``grad``."""
-        sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+    def _clipped_sum(self, batch: Examples) -> tuple[Sequence[Tensor], Outcome]:
+        sums: Sequence[Tensor] | None = None
         losses, clipped = [batch.targets.new_zeros(0, dtype=torch.float32)], 0
         for part in _parts(batch, self._physical):
-            clipped_sum = self.backend.clipped_sum(part)
-            for total, addend in zip(sums, clipped_sum.sums, strict=True):
-                total.add_(addend)
-            losses.append(clipped_sum.losses)
-            clipped += self._clipping.clipped(clipped_sum.norms)
-        for parameter, total in zip(self._parameters, sums, strict=True):
-            parameter.grad = total
-        return Outcome(records=len(batch), losses=torch.cat(losses), clipped=clipped)
+            with exact_float32():
+                found = self.backend.clipped_sum(part)
+            losses.append(found.losses)
+            clipped += self._clipping.clipped(found.norms)
+            if sums is None:
+                sums = found.sums
+            else:
+                for total, addend in zip(sums, found.sums, strict=True):
+                    total.add_(addend)
+        if sums is None:
+            sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+        return sums, Outcome(records=len(batch), losses=torch.cat(losses), clipped=clipped)
 
 
 def _parts(batch: Examples, size: int) -> list[Examples]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
+from hanse.errors import UnprovableModelError
 from hanse.task import Examples
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
-from hanse_client.privacy.clipping import ClippedSum, Clipping
+from hanse_client.privacy.clipping import ClippedSum, Clipping, row_norms, safe_norms
 from hanse_client.steps import RecordLoss, trainable
 
 
@@ -20,7 +23,7 @@ class HooksBackend:
     The names in the model's ``state_dict`` stay what they are.
 
     Raises:
-        NotImplementedError: if Opacus does not know a trainable layer.
+        UnprovableModelError: if Opacus does not know a trainable layer.
     """
 
     name: ClassVar[str] = "hooks"
@@ -30,19 +33,20 @@ class HooksBackend:
         self._loss = loss
         self._clipping = clipping
         self._parameters = trainable(model)
-        self._hooks = GradSampleHooks(model, loss_reduction="sum")
+        try:
+            self._hooks = GradSampleHooks(model, loss_reduction="sum")
+        except NotImplementedError as error:
+            raise UnprovableModelError(f"Opacus cannot handle it: {error}") from error
 
     def clipped_sum(self, part: Examples) -> ClippedSum:
         """The sum over ``part``, which holds at least one record."""
         forget(self._model)
         losses = self._loss(self._model(*part.inputs), part.targets)
-        with warnings.catch_warnings():
-            # Of the first layer, whose inputs are records and need no gradients of their own.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        with quiet():
             torch.autograd.backward(losses.sum())
         gradients = [_by_record(parameter, len(part)) for parameter in self._parameters]
-        norms = torch.stack([rows.norm(dim=1) for rows in gradients]).norm(dim=0)
-        factors, boundless = self._clipping.factors(norms), ~norms.isfinite()
+        norms = safe_norms(torch.stack([row_norms(rows) for rows in gradients]).square().sum(dim=0))
+        factors, boundless = self._clipping.factors(norms), norms.isinf()
         if bool(boundless.any()):
             gradients = [rows.masked_fill(boundless[:, None], 0.0) for rows in gradients]
         sums = tuple(
@@ -56,6 +60,14 @@ class HooksBackend:
         """Take the hooks off, and free the gradients."""
         forget(self._model)
         self._hooks.cleanup()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warning of the first layer, whose inputs are records and need no gradients."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield
 
 
 def forget(model: nn.Module) -> None:

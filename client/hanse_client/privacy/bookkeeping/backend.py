@@ -1,0 +1,67 @@
+"""The backend ``bookkeeping``: one forward pass, and one backward pass without weights."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from hanse.task import Examples
+from torch import Tensor, nn
+
+from hanse_client.privacy.bookkeeping.books import Books
+from hanse_client.privacy.clipping import ClippedSum, Clipping
+from hanse_client.steps import RecordLoss, trainable
+
+
+class BookkeepingBackend:
+    """Book-keeping of Bu et al. 2022, arXiv 2210.00038.
+
+    The backward pass makes the gradients of the layers' outputs only. From those and the layers'
+    inputs come the norm of each record's gradient, and then one gradient of each weight, in
+    which each record counts by its factor. Frozen layers cost nothing.
+
+    The norms and the sum are functions of the same inputs and output gradients. So what is
+    clipped is what is summed, whatever the precision of the passes before; a parameter that the
+    model uses behind its layer's back loses that part of its gradient, and no privacy.
+
+    Raises:
+        UnprovableModelError: if a trainable layer is not of a known kind.
+    """
+
+    name: ClassVar[str] = "bookkeeping"
+
+    def __init__(self, model: nn.Module, loss: RecordLoss, clipping: Clipping) -> None:
+        self._model = model
+        self._loss = loss
+        self._clipping = clipping
+        self._parameters = trainable(model)
+        self._books = Books(model)
+
+    def clipped_sum(self, part: Examples) -> ClippedSum:
+        """The sum over ``part``, which holds at least one record."""
+        books = self._books
+        books.open(len(part))
+        losses = self._loss(self._model(*part.inputs), part.targets)
+        if books.first:
+            torch.autograd.grad(losses.sum(), books.first, allow_unused=True)
+        norms, entries = books.close()
+        if norms is None:
+            norms = torch.zeros_like(losses)
+        elif not math.isfinite(norms.sum()):
+            boundless = norms.isinf()
+            entries = [(owners, found.without(boundless)) for owners, found in entries]
+        factors = self._clipping.factors(norms)
+        sums: dict[Tensor, Tensor] = {}
+        while entries:
+            owners, found = entries.pop()  # and frees it
+            sums.update(zip(owners, found.weighted_sums(factors), strict=True))
+        return ClippedSum(
+            sums=tuple(sums[p] if p in sums else torch.zeros_like(p) for p in self._parameters),
+            losses=losses.detach(),
+            norms=norms,
+        )
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        self._books.remove()

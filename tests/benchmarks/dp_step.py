@@ -1,0 +1,270 @@
+"""A step of private training: Hanse's engine, Opacus' modes and plain SGD, one thread.
+
+Time is the median over rounds in which each variant takes one step after the other, so that
+whatever else the machine does hits all alike. Memory is what a step adds at its peak to a process
+of its own that holds the model and the batch. A mode that cannot train a model gives null.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hanse.task import Examples
+from hanse_client.plan import PrivateSteps
+from hanse_client.privacy.engine import DpEngine
+from hanse_client.steps import PlainStep, trainable
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+from torch import Tensor, nn
+
+VARIANTS = ("plain", "opacus_hooks", "opacus_ghost", "hanse")
+REPETITIONS = 15
+LEARNING_RATE, CLIPPING_NORM, NOISE_MULTIPLIER = 1e-3, 1.0, 1.0
+
+Step = Callable[[], object]
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+# --- the models ------------------------------------------------------------------------------
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def lenet() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False),
+            nn.GroupNorm(32, channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.GroupNorm(32, channels),
+        )
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False),
+                nn.GroupNorm(32, channels),
+            )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.relu(self.convolutions(inputs) + self.shortcut(inputs))
+
+
+def resnet() -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.GroupNorm(32, 64)]
+    layers.append(nn.ReLU())
+    before = 64
+    for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [Residual(before, channels, stride), Residual(channels, channels, 1)]
+        before = channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+class MiniLm(nn.Module):
+    """BERT as transformers writes it, in the shape of MiniLM-L6-H384."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertForSequenceClassification
+
+        config = BertConfig(
+            vocab_size=30522,
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+            intermediate_size=1536,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            num_labels=4,
+        )
+        self.bert = BertForSequenceClassification(config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # A row of positions for each record: Opacus cannot do with one row for all.
+        positions = torch.arange(tokens.shape[1]).repeat(len(tokens), 1)
+        kinds = torch.zeros_like(tokens)
+        outputs = self.bert(tokens, position_ids=positions, token_type_ids=kinds)
+        return outputs.logits  # type: ignore[no-any-return]
+
+
+def lora() -> nn.Module:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = MiniLm()
+    settings = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["query", "value"])
+    model.bert = inject_adapter_in_model(settings, model.bert)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or "classifier" in name)
+    return model
+
+
+def images(*shape: int) -> Callable[[int], Tensor]:
+    return lambda count: torch.randn(count, *shape)
+
+
+def tokens(count: int) -> Tensor:
+    return torch.randint(0, 30522, (count, 64))
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    batch: int
+    make: Callable[[], nn.Module]
+    inputs: Callable[[int], Tensor]
+    classes: int = 10
+
+    def examples(self) -> Examples:
+        generator = torch.manual_seed(1)
+        inputs = self.inputs(self.batch)
+        return Examples((inputs,), torch.randint(0, 4, (self.batch,), generator=generator))
+
+
+CASES = {
+    case.model: case
+    for case in (
+        Case("MLP 784-128-10", 256, mlp, images(784)),
+        Case("LeNet 28x28", 256, lenet, images(1, 28, 28)),
+        Case("CNN 1.2 M", 64, cnn, images(1, 28, 28)),
+        Case("ResNet18-GroupNorm 32x32", 64, resnet, images(3, 32, 32)),
+        Case("MiniLM-like, all weights", 64, MiniLm, tokens),
+        Case("MiniLM-like, LoRA r=8", 64, lora, tokens),
+    )
+}
+
+
+# --- the variants ----------------------------------------------------------------------------
+
+
+def plain(model: nn.Module, batch: Examples) -> Step:
+    step = PlainStep(model, cross_entropy, sgd(model), lambda: None)
+    return lambda: step(batch)
+
+
+def hanse(model: nn.Module, batch: Examples) -> Step:
+    privacy = PrivateSteps(
+        sampling_rate=0.01, noise_multiplier=NOISE_MULTIPLIER, clipping_norm=CLIPPING_NORM
+    )
+    engine = DpEngine(
+        model,
+        cross_entropy,
+        sgd(model),
+        privacy,
+        batch_size=len(batch),
+        pull=lambda: None,
+    )
+    return lambda: engine(batch)
+
+
+def opacus_hooks(model: nn.Module, batch: Examples) -> Step:
+    wrapped = GradSampleModule(model, loss_reduction="mean")
+    optimizer = DPOptimizer(sgd(model), **_mechanism(batch))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(wrapped(*batch.inputs), batch.targets).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def opacus_ghost(model: nn.Module, batch: Examples) -> Step:
+    wrapped = GradSampleModuleFastGradientClipping(
+        model, loss_reduction="mean", max_grad_norm=CLIPPING_NORM, use_ghost_clipping=True
+    )
+    optimizer = DPOptimizerFastGradientClipping(sgd(model), **_mechanism(batch))
+    loss = DPLossFastGradientClipping(wrapped, optimizer, nn.CrossEntropyLoss(), "mean")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(wrapped(*batch.inputs), batch.targets).backward()
+        optimizer.step()
+
+    return step
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(trainable(model), lr=LEARNING_RATE)
+
+
+def _mechanism(batch: Examples) -> dict[str, Any]:
+    return {
+        "noise_multiplier": NOISE_MULTIPLIER,
+        "max_grad_norm": CLIPPING_NORM,
+        "expected_batch_size": len(batch),
+        "loss_reduction": "mean",
+    }
+
+
+MAKERS: dict[str, Callable[[nn.Module, Examples], Step]] = {
+    "plain": plain,
+    "opacus_hooks": opacus_hooks,
+    "opacus_ghost": opacus_ghost,
+    "hanse": hanse,
+}
+
+
+def ready(case: Case, variant: str) -> Step | None:
+    """A step of that variant, taken once already; None if it cannot train the model."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            step = MAKERS[variant](case.make().train(), case.examples())
+            step()
+        except (RuntimeError, NotImplementedError, ValueError, AttributeError):
+            return None
+    return step
+
+
+# --- the measurements ------------------------------------------------------------------------
+
+
+def seconds(case: Case, repetitions: int = REPETITIONS) -> dict[str, float | None]:
+    steps = {variant: ready(case, variant) for variant in VARIANTS}
+    taken: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(repetitions):
+            for variant, step in steps.items():
+                if step is not None:
+                    started = time.perf_counter()
+                    step()
+                    taken[variant].append(time.perf_counter() - started)
+    return {variant: statistics.median(t) if t else None for variant, t in taken.items()}
