@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from hanse.config import Settings
 from hanse.identity import node_id_of
 from hanse.job import Job
 from hanse.records import Data, Records
-from hanse.task import Examples, NoOptions, Task
+from hanse.task import Examples, Task
 from hanse_client.app import make_client_app
 from hanse_client.audit import AuditTrail
 from hanse_client.ledger import Ledger
@@ -29,19 +30,26 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
 
 TASK = f"{__name__}:Plane"
-WIDTH = 150
 
 
-class Plane(Task[NoOptions]):
+class Width(Settings):
+    """``[task.options]``."""
+
+    width: int = 150
+
+
+class Plane(Task[Width]):
     """Many numbers in, many out: some 22,000 weights, so that statistics of an update tell."""
 
+    Options = Width
+
     def model(self) -> nn.Module:
-        return nn.Linear(WIDTH, WIDTH)
+        return nn.Linear(self.options.width, self.options.width)
 
     def read(self, source: Path) -> Examples:
         randomness = torch.Generator().manual_seed(int(source.name))
-        inputs = torch.randn(20, WIDTH, generator=randomness)
-        return Examples((inputs,), torch.randn(20, WIDTH, generator=randomness))
+        numbers = torch.randn(2, 20, self.options.width, generator=randomness)
+        return Examples((numbers[0],), numbers[1])
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().mean(1)
@@ -112,16 +120,17 @@ class LossyEngine(InlineEngine):
 
     def execute(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield the replies of those who are not lost."""
-        kept = [m for m in messages if (m.metadata.message_type, self._name(m)) not in self.lose]
+        kept = [m for m in messages if (m.metadata.message_type, self.name_of(m)) not in self.lose]
         for message, reply in zip(kept, super().execute(kept), strict=True):
-            self.replies.append((message.metadata.message_type, self._name(message), reply))
+            self.replies.append((message.metadata.message_type, self.name_of(message), reply))
             yield reply
 
     def of(self, kind: str) -> dict[str, Message]:
         """The replies to messages of one type, by site."""
         return {name: reply for each, name, reply in self.replies if each == kind}
 
-    def _name(self, message: Message) -> str:
+    def name_of(self, message: Message) -> str:
+        """The site that a message is for."""
         return self._sites[message.metadata.dst_node_id]
 
 

@@ -28,6 +28,9 @@ from hanse_server.status import Awaited
 from hanse_server.terms import checked_metrics, checked_terms, reason_of
 from hanse_server.workspace import SiteRound
 
+MASKED = torch.uint32
+"""The dtype of masked updates; no model is of it."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -48,7 +51,12 @@ def masked_specs(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
 
     Of them no norm can be checked: each is uniformly random by itself.
     """
-    return {name: TensorSpec(torch.uint32, spec.shape) for name, spec in specs.items()}
+    return {name: TensorSpec(MASKED, spec.shape) for name, spec in specs.items()}
+
+
+def is_masked(specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether these are specs of masked updates."""
+    return any(spec.dtype == MASKED for spec in specs.values())
 
 
 class ReplyDesk:
@@ -73,6 +81,7 @@ class ReplyDesk:
         self._grid = grid
         self._metrics = metrics
         self._specs = specs
+        self._has_norms = specs is not None and not is_masked(specs)
         self._started = time.time()
         self._until = self._started + deadline
         self._awaited = {grid.site_name(message.metadata.dst_node_id) for message in messages}
@@ -108,7 +117,7 @@ class ReplyDesk:
         self.sites[site] = record
         self._metrics.awaited_since.labels(site).set(0)
         self._metrics.replies.labels(site, record.outcome).inc()
-        if self._specs is not None and record.outcome == "result":
+        if self._has_norms and record.outcome == "result":
             self._metrics.update_norm.labels(site).set(record.update_norm)
         for name, gauge in (
             ("epsilon", self._metrics.epsilon_spent),
@@ -171,7 +180,7 @@ def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:
             f"array {name} is {tensor.dtype}{tuple(tensor.shape)}, the model has "
             f"{spec.dtype}{spec.shape}"
         )
-    if spec.dtype == torch.uint32:  # masked: its norm says nothing
+    if spec.dtype == MASKED:
         return 0.0
     square = float(tensor.double().square().sum())
     if not math.isfinite(square):

@@ -31,6 +31,13 @@ PRIVACY = (
     "are listed by site."
 )
 
+SUMMED = (
+    "Of the updates of a round the server learnt no more than their weighted sum (secure "
+    "aggregation), so it could not check the norm of a single one. This holds while few of the "
+    "sites are the server's own or side with it. It is a second wall beside differential privacy: "
+    "every epsilon here holds without it."
+)
+
 
 def model_statement(job: Job, record: RoundRecord, costs: Mapping[str, SiteCost]) -> dict[str, Any]:
     """What is to be said of the model after ``record``'s round, as JSON.
@@ -50,6 +57,7 @@ def model_statement(job: Job, record: RoundRecord, costs: Mapping[str, SiteCost]
             "unit": UNIT,
             "clipping_norm": job.privacy.clipping_norm if private else None,
             "statement": PRIVACY if private else NO_BOUND,
+            "secure_aggregation": SUMMED if job.secure_aggregation.enabled else None,
             "sites": {
                 name: {"sentence": site_sentence(name, cost, private=private)} | asdict(cost)
                 for name, cost in costs.items()

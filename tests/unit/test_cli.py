@@ -27,6 +27,7 @@ EVERY_COMMAND = (
     "simulate",
     "client audit",
     "client check",
+    "client identity",
     "client ledger",
     "client request",
     "client run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,15 @@ def test_no_function_of_a_single_update_leaves(tmp_path: Path) -> None:
         assert "update_norm" not in metrics
     for site in read_history(tmp_path)[-1]["sites"].values():
         assert site["update_norm"] == 0.0
+
+
+def test_the_statement_says_what_the_server_saw(tmp_path: Path) -> None:
+    for secure in (True, False):
+        folder = tmp_path / str(secure)
+        Fleet(3).loop(plane_job(secure=secure), folder).run()
+        stated = json.loads((folder / "models" / "last.json").read_text())["privacy"]
+        told = stated["secure_aggregation"]
+        assert ("no more than their weighted sum" in told) if secure else told is None
 
 
 # --- what cannot be ---------------------------------------------------------------------------
