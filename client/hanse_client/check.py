@@ -20,6 +20,7 @@ from hanse_client.ledger.reader import read_ledger
 from hanse_client.link import greet
 from hanse_client.plan import plan_round
 from hanse_client.policy import check_job, check_plan
+from hanse_client.release import kept_back, release_of
 from hanse_client.serve import coordinator_of
 from hanse_client.site import Site
 
@@ -57,7 +58,7 @@ def check_site(site: Site, job: Job | None) -> Iterator[Finding]:
         ("coordinator", lambda: _coordinator(site)),
         ("device", lambda: device.describe(device.resolve(site.device))),
         ("budget", lambda: _budget(site)),
-        ("leaves the site", lambda: _egress(site)),
+        ("leaves the site", lambda: _egress(site, job)),
     )
     for name, check in checks:
         try:
@@ -89,8 +90,10 @@ def _policy(site: Site, job: Job | None) -> str:
     if job is None:
         return "allows the tasks " + ", ".join(task.name for task in site.policy.tasks)
     check_job(site.policy, job, 1)
-    records = read_records(load_task(job.task.name, job.task.options), site.data)
-    plan = plan_round(job, 1, len(records.train), site=site.name)
+    task = load_task(job.task.name, job.task.options)
+    records = read_records(task, site.data)
+    release = release_of(site.policy, job, task, judges=records.held_out is not None)
+    plan = plan_round(job, 1, len(records.train), site=site.name, release=release)
     check_plan(site.policy, job, plan)
     if plan.privacy is None:
         return f"allows {job.name}, which trains with no privacy"
@@ -136,12 +139,14 @@ def _budget(site: Site) -> str:
     )
 
 
-def _egress(site: Site) -> str:
+def _egress(site: Site, job: Job | None) -> str:
     policy = site.policy
     weight = "the number of records" if policy.count == "public" else f"a weight of {policy.count}"
     noised = ", ".join(policy.release) or "none"
     exact = ", ".join(policy.release_exact) or "none"
-    return (
+    told = (
         f"the update of each round, {weight}, and of the metrics, with noise where they are of "
         f"private records: {noised}; as they are, outside the budget: {exact}"
     )
+    kept = kept_back(policy, load_task(job.task.name, job.task.options)) if job else ()
+    return f"{told}; not {', '.join(kept)}, which cannot be noised" if kept else told

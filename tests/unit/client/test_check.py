@@ -76,6 +76,17 @@ def test_the_facts_of_a_site_and_a_job(site_file: Path) -> None:
     assert "as they are, outside the budget: accuracy, auc, loss" in told
 
 
+def test_metrics_that_cannot_be_noised_are_told_before_any_round(site_file: Path) -> None:
+    edit(site_file, r"^release = \[", 'release = ["loss", ')
+    edit(site_file, "^release_exact = .*", "")
+    edit(site_file, r'^release = \["loss", ', 'release = ["loss", "auc", ')
+    findings = found(site_file)
+    assert "; not auc, which cannot be noised" in findings["leaves the site"].message
+    assert "not auc" not in found(site_file, with_job=False)["leaves the site"].message
+    # The target epsilon of 3 is for 40 evaluations, too.
+    assert "noise multiplier 8.9" in findings["policy"].message
+
+
 def test_without_a_job_no_record_is_read(site_file: Path) -> None:
     (site_file.parent / "cleveland.csv").write_text("not,a,table\n")
 

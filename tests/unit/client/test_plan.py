@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from hanse.errors import CalibrationError, DataError
 from hanse.job import Job, Schedule
 from hanse.privacy.accounting import Charge, epsilon
 from hanse_client.plan import plan_round, scheduled
+from hanse_client.release import Release
+from hanse_client.site import Noise
 
 
 def a_job(*, rounds: int = 10, privacy: dict[str, Any] | None = None, **training: Any) -> Job:
@@ -71,6 +74,33 @@ def test_a_target_epsilon_is_calibrated_for_the_whole_run() -> None:
     assert plans[0].charge == plans[1].charge
     assert plans[0].charge is not None
     assert 1.96 < epsilon([plans[0].charge] * 20, 1e-6) <= 2.0
+
+
+def test_what_leaves_beside_the_steps_is_in_their_noise_multiplier() -> None:
+    job = a_job(privacy={"noise_multiplier": 1.5, "sampling_rate": 0.1}, steps=7)
+    release = Release(training=("train_loss",), noise=Noise(training=2.0))
+    plan = plan_round(job, 1, 640, site="a", release=release)
+    assert plan.privacy is not None
+    assert plan.noised is not None
+    assert plan.privacy.noise_multiplier == pytest.approx(1.5 * math.sqrt(1 + 1 / 4))
+    assert plan.noised.noise_multiplier == pytest.approx(2 * plan.privacy.noise_multiplier)
+    assert plan.charge is not None
+    assert 1.5 <= plan.charge.noise_multiplier < 1.5 + 1e-9
+    assert plan.noised.records is None
+    public = plan_round(job, 1, 640, site="a", release=replace(release, public_count=True))
+    assert public.noised is not None
+    assert public.noised.records == pytest.approx(640 * 0.1 * 7)
+
+
+def test_a_target_epsilon_covers_the_evaluations_of_the_run() -> None:
+    job = a_job(rounds=20, privacy={"target_epsilon": 2.0, "delta": 1e-6}, steps=5)
+    release = Release(
+        training=("train_loss",), evaluation=("loss",), evaluations=20, noise=Noise(evaluation=15.0)
+    )
+    charge = plan_round(job, 1, 640, site="a", release=release).charge
+    assert charge is not None
+    assert release.evaluation_charge is not None
+    assert 1.96 < epsilon([charge] * 20 + [release.evaluation_charge] * 20, 1e-6) <= 2.0
 
 
 def test_a_target_out_of_reach_is_refused() -> None:
