@@ -146,7 +146,7 @@ def empty_batches_left_out(ground: Ground) -> None:
 def loop(kind: str = "perceptron") -> Callable[[Ground], None]:
     """Clipped sums against a loop over single records."""
     return lambda ground: engine.test_the_clipped_sum_is_that_of_a_loop_over_records(
-        kind, "cross_entropy", 256, ground.patch
+        kind, "cross_entropy", 256
     )
 
 

@@ -74,11 +74,13 @@ class ClippedSum:
         losses: shape (B,).
         norms: L2 norms of the gradients before clipping, shape (B,); where one is infinite, the
             record adds nothing to the sums.
+        held: bytes that were held for the records besides what autograd keeps.
     """
 
     sums: tuple[Tensor, ...]
     losses: Tensor
     norms: Tensor
+    held: int = 0
 
 
 class Backend(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 import torch
@@ -11,16 +11,11 @@ from torch import Tensor, nn
 
 from hanse_client.plan import PrivateSteps
 from hanse_client.privacy.backends import BackendName, make_backend
-from hanse_client.privacy.clipping import Backend, Clipping
+from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
+from hanse_client.privacy.memory import PILOT, records_that_fit, saved_for_backward
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, add_noise
 from hanse_client.privacy.precision import exact_float32
 from hanse_client.steps import Outcome, RecordLoss, trainable
-
-PHYSICAL_BATCH = 256
-"""Records that go through the model at once, at most."""
-
-HELD_AT_ONCE = 2**28
-"""Numbers held at once for the gradients of a part: a GiB of float32."""
 
 
 class DpEngine:
@@ -41,7 +36,8 @@ class DpEngine:
     Args:
         batch_size: the nominal one, a public constant: the true sizes are private.
         pull: adds to the gradients, after the noise, what is no function of the records.
-        physical_batch: records in a part, at most; by an estimate of the memory if None.
+        backend: how the clipped sums are made; by default the first that knows the model.
+        physical_batch: records in a part, at most; by a measure of the memory if None.
         noise: fresh :class:`SecureNoise` if None.
     """
 
@@ -66,8 +62,7 @@ class DpEngine:
         self._deviation = privacy.noise_multiplier * privacy.clipping_norm
         self._noise: NoiseSource = SecureNoise() if noise is None else noise
         self.backend: Backend = make_backend(backend, model, loss, self._clipping)
-        size = sum(parameter.numel() for parameter in self._parameters)
-        self._physical = physical_batch or max(1, min(PHYSICAL_BATCH, HELD_AT_ONCE // size))
+        self._physical = physical_batch
 
     def __enter__(self) -> DpEngine:
         return self
@@ -98,9 +93,8 @@ class DpEngine:
     def _clipped_sum(self, batch: Examples) -> tuple[Sequence[Tensor], Outcome]:
         sums: Sequence[Tensor] | None = None
         losses, clipped = [batch.targets.new_zeros(0, dtype=torch.float32)], 0
-        for part in _parts(batch, self._physical):
-            with exact_float32():
-                found = self.backend.clipped_sum(part)
+        for part in self._parts(batch):
+            found = self._part_sum(part)
             losses.append(found.losses)
             clipped += self._clipping.clipped(found.norms)
             if sums is None:
@@ -112,12 +106,20 @@ class DpEngine:
             sums = [torch.zeros_like(parameter) for parameter in self._parameters]
         return sums, Outcome(records=len(batch), losses=torch.cat(losses), clipped=clipped)
 
+    def _parts(self, batch: Examples) -> Iterator[Examples]:
+        """``batch`` in parts that fit into memory; none of an empty one."""
+        start = 0
+        while start < len(batch):
+            stop = min(start + (self._physical or PILOT), len(batch))
+            whole = stop - start == len(batch)
+            yield batch if whole else batch.take(torch.arange(start, stop))
+            start = stop
 
-def _parts(batch: Examples, size: int) -> list[Examples]:
-    """``batch`` in parts of ``size`` records at most; none of an empty one."""
-    if 0 < len(batch) <= size:
-        return [batch]
-    return [
-        batch.take(torch.arange(start, min(start + size, len(batch))))
-        for start in range(0, len(batch), size)
-    ]
+    def _part_sum(self, part: Examples) -> ClippedSum:
+        with exact_float32():
+            if self._physical is not None:
+                return self.backend.clipped_sum(part)
+            with saved_for_backward(self._parameters) as saved:
+                found = self.backend.clipped_sum(part)
+            self._physical = records_that_fit(len(part), sum(saved.values()), found.held)
+            return found

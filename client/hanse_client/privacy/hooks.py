@@ -54,7 +54,8 @@ class HooksBackend:
             for parameter, rows in zip(self._parameters, gradients, strict=True)
         )
         forget(self._model)
-        return ClippedSum(sums=sums, losses=losses.detach(), norms=norms)
+        held = sum(rows.nbytes for rows in gradients)
+        return ClippedSum(sums=sums, losses=losses.detach(), norms=norms, held=held)
 
     def close(self) -> None:
         """Take the hooks off, and free the gradients."""

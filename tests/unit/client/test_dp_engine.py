@@ -10,8 +10,10 @@ import torch
 from hanse.task import Examples
 from hanse_client.plan import PrivateSteps
 from hanse_client.privacy import engine as private
+from hanse_client.privacy.backends import BACKENDS, BackendName
 from hanse_client.privacy.clipping import Clipping
 from hanse_client.privacy.engine import DpEngine
+from hanse_client.privacy.memory import records_that_fit
 from hanse_client.privacy.noise import NoiseSource
 from hanse_client.steps import RecordLoss, proximal_pull, trainable
 from torch import Tensor, nn
@@ -102,6 +104,8 @@ def movement(
     batch_size: int = 10,
     mu: float = 0.0,
     noise: NoiseSource | None = None,
+    physical: int | None = None,
+    backend: BackendName = "auto",
 ) -> tuple[Tensor, int]:
     """What steps of SGD with lr 1 subtract from the weights, and how many records were clipped."""
     model = copy.deepcopy(model)
@@ -112,7 +116,15 @@ def movement(
     optimizer = torch.optim.SGD(trainable(model), lr=1.0)
     pull = proximal_pull(trainable(model), mu)
     with DpEngine(
-        model, loss, optimizer, privacy, batch_size=batch_size, pull=pull, noise=noise
+        model,
+        loss,
+        optimizer,
+        privacy,
+        batch_size=batch_size,
+        pull=pull,
+        noise=noise,
+        physical_batch=physical,
+        backend=backend,
     ) as engine:
         clipped = sum(engine(batch).clipped for batch in batches)
     return before - flat(model), clipped
@@ -142,13 +154,14 @@ def clipped_sum(rows: Tensor, clipping_norm: float) -> Tensor:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_clipped_sum_is_that_of_a_loop_over_records(
-    kind: str, loss: str, physical: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, loss: str, physical: int
 ) -> None:
-    monkeypatch.setattr(private, "PHYSICAL_BATCH", physical)
     model, batch = make(kind), records(11)
     rows = gradients(model, LOSSES[loss], batch)
     median = float(rows.norm(dim=1).median()) * 1.003  # clips five of the eleven
-    moved, clipped = movement(model, LOSSES[loss], [batch], clipping_norm=median, batch_size=10)
+    moved, clipped = movement(
+        model, LOSSES[loss], [batch], clipping_norm=median, batch_size=10, physical=physical
+    )
     assert torch.allclose(moved * 10, clipped_sum(rows, median), rtol=1e-4, atol=1e-5)
     assert clipped == 5
 
@@ -179,19 +192,50 @@ def test_a_record_without_a_finite_gradient_tells_nothing(value: float) -> None:
     assert clipped == clipped_without + 1
 
 
-def test_a_large_model_holds_the_gradients_of_few_records(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_large_batch_goes_through_in_parts_that_fit(
+    backend: BackendName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = []
 
     def spy(outputs: Tensor, targets: Tensor) -> Tensor:
         sizes.append(len(targets))
         return cross_entropy(outputs, targets)
 
-    monkeypatch.setattr(private, "HELD_AT_ONCE", 4 * len(flat(make("perceptron"))))
-    movement(make("perceptron"), spy, [records(10)])
-    assert sizes == [4, 4, 2]
-    monkeypatch.setattr(private, "HELD_AT_ONCE", 1)
-    movement(make("perceptron"), spy, [records(2)])
-    assert sizes[3:] == [1, 1]
+    model, batch = make("perceptron"), records(100)
+    whole, clipped = movement(model, spy, [batch], physical=100, backend=backend)
+    sizes.clear()
+    monkeypatch.setattr(private, "records_that_fit", lambda *_: 40)
+    movement(model, spy, [batch, batch], backend=backend)
+    assert sizes == [8, 40, 40, 12, 40, 40, 20]
+    sizes.clear()
+    monkeypatch.setattr(private, "records_that_fit", lambda *_: 1)
+    alone, clipped_alone = movement(model, spy, [batch], backend=backend)
+    assert sizes == [8, *[1] * 92]
+    assert torch.allclose(whole, alone, rtol=1e-5, atol=1e-6)
+    assert clipped == clipped_alone
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_fits_is_what_a_part_kept_of_each_record(
+    backend: BackendName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int, int]] = []
+
+    def fit(records: int, saved: int, held: int) -> int:
+        told.append((records, saved, held))
+        return 1
+
+    monkeypatch.setattr(private, "records_that_fit", fit)
+    model = nn.Sequential(nn.Linear(6, 1000), nn.Tanh(), nn.Linear(1000, 3))
+    movement(model, cross_entropy, [records(20)], backend=backend)
+    ((count, saved, held),) = told
+    assert count == 8
+    assert 8 * 4 * 1000 <= saved <= 8 * 4 * 2100  # the output of tanh, and little else
+    held_at_least = {"bookkeeping": 1000, "ghost": 0, "hooks": 10_003}[backend]
+    assert 8 * 4 * held_at_least <= held <= 8 * 4 * (held_at_least + 2100)
+    assert records_that_fit(8, 2**20, 2**21) == 2**30 * 8 // 2**22
+    assert records_that_fit(8, 2**40, 0) == 1
 
 
 def test_the_divisor_is_the_nominal_batch_size_whatever_the_batch() -> None:
@@ -208,11 +252,16 @@ WIDE = nn.Linear(6, 40_000, bias=False)  # 240,000 weights
 
 @pytest.mark.parametrize("count", [0, 7])
 def test_one_logical_step_gets_noise_once_with_the_deviation_of_the_charge(
-    count: int, monkeypatch: pytest.MonkeyPatch
+    count: int,
 ) -> None:
-    monkeypatch.setattr(private, "PHYSICAL_BATCH", 2)
     moved, _ = movement(
-        WIDE, nothing, [records(count)], noise_multiplier=1.7, clipping_norm=0.6, batch_size=5
+        WIDE,
+        nothing,
+        [records(count)],
+        noise_multiplier=1.7,
+        clipping_norm=0.6,
+        batch_size=5,
+        physical=2,
     )
     noise = moved.double() * 5 / (1.7 * 0.6)
     n = len(noise)

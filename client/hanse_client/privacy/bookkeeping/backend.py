@@ -9,7 +9,9 @@ import torch
 from hanse.task import Examples
 from torch import Tensor, nn
 
-from hanse_client.privacy.bookkeeping.books import Books
+from hanse_client.privacy.bookkeeping.books import Books, Entry
+from hanse_client.privacy.bookkeeping.layers import Part
+from hanse_client.privacy.bookkeeping.taps import tap
 from hanse_client.privacy.clipping import ClippedSum, Clipping
 from hanse_client.steps import RecordLoss, trainable
 
@@ -36,12 +38,15 @@ class BookkeepingBackend:
         self._loss = loss
         self._clipping = clipping
         self._parameters = trainable(model)
-        self._books = Books(model)
+        self._books = Books()
+        self._taps = tap(self._books, model)
 
     def clipped_sum(self, part: Examples) -> ClippedSum:
         """The sum over ``part``, which holds at least one record."""
         books = self._books
         books.open(len(part))
+        for each in self._taps:
+            each.calls = 0
         losses = self._loss(self._model(*part.inputs), part.targets)
         if books.first:
             torch.autograd.grad(losses.sum(), books.first, allow_unused=True)
@@ -51,17 +56,31 @@ class BookkeepingBackend:
         elif not math.isfinite(norms.sum()):
             boundless = norms.isinf()
             entries = [(owners, found.without(boundless)) for owners, found in entries]
-        factors = self._clipping.factors(norms)
-        sums: dict[Tensor, Tensor] = {}
-        while entries:
-            owners, found = entries.pop()  # and frees it
-            sums.update(zip(owners, found.weighted_sums(factors), strict=True))
+        held = sum(found.nbytes() for _, found in entries)
+        sums = _sums(entries, self._clipping.factors(norms))
         return ClippedSum(
             sums=tuple(sums[p] if p in sums else torch.zeros_like(p) for p in self._parameters),
             losses=losses.detach(),
             norms=norms,
+            held=held,
         )
 
     def close(self) -> None:
         """Take the hooks off."""
-        self._books.remove()
+        self._books.open(0)
+        for each in self._taps:
+            each.remove()
+
+
+def _sums(entries: list[Entry], factors: Tensor) -> dict[Tensor, Tensor]:
+    """By parameter; empties ``entries``, to free what each holds as soon as it has been summed."""
+    sums: dict[Tensor, Tensor] = {}
+    while entries:
+        owners, gradients = entries.pop()
+        for owner, total in zip(owners, gradients.weighted_sums(factors), strict=True):
+            if isinstance(owner, Part):
+                whole = sums.setdefault(owner.whole, torch.zeros_like(owner.whole.detach()))
+                whole[owner.start : owner.stop] = total
+            else:
+                sums[owner] = total
+    return sums

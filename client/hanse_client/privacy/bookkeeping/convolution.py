@@ -98,8 +98,8 @@ class Convolved:
         inputs, right = zeroed(self.inputs, records), zeroed(self.right, records)
         return Convolved(self.layer, inputs, right, self.bias)
 
-    def size(self) -> int:
-        return self.inputs.numel() + self.right.numel()
+    def nbytes(self) -> int:
+        return self.inputs.nbytes + self.right.nbytes
 
     def _right_sums(self) -> Tensor:
         return self.right.flatten(2).sum(dim=2)

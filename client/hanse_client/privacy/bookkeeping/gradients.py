@@ -51,8 +51,8 @@ class Gradients(Protocol):
         """The same with zeros for the records marked in ``records``, shape (B,)."""
         ...
 
-    def size(self) -> int:
-        """How many numbers it keeps in memory."""
+    def nbytes(self) -> int:
+        """Bytes that it keeps in memory."""
         ...
 
 
@@ -79,8 +79,8 @@ class Held:
     def without(self, records: Tensor) -> Held:
         return Held(tuple(zeroed(rows, records) for rows in self.rows))
 
-    def size(self) -> int:
-        return sum(rows.numel() for rows in self.rows)
+    def nbytes(self) -> int:
+        return sum(rows.nbytes for rows in self.rows)
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Product:
     def without(self, records: Tensor) -> Product:
         return Product(zeroed(self.left, records), zeroed(self.right, records), self.bias)
 
-    def size(self) -> int:
-        return self.left.numel() + self.right.numel()
+    def nbytes(self) -> int:
+        return self.left.nbytes + self.right.nbytes
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class Products:
     def without(self, records: Tensor) -> Products:
         return Products(zeroed(self.left, records), zeroed(self.right, records), self.bias)
 
-    def size(self) -> int:
-        return self.left.numel() + self.right.numel()
+    def nbytes(self) -> int:
+        return self.left.nbytes + self.right.nbytes
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ class Rows:
     def without(self, records: Tensor) -> Rows:
         return Rows(self.indices, zeroed(self.right, records), self.rows)
 
-    def size(self) -> int:
-        return self.indices.numel() + self.right.numel()
+    def nbytes(self) -> int:
+        return self.indices.nbytes + self.right.nbytes
 
 
 def products(left: Tensor, right: Tensor, *, bias: bool) -> Gradients:

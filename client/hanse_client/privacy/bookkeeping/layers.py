@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -11,7 +12,18 @@ from torch.nn import functional as F
 from hanse_client.privacy.bookkeeping.convolution import Convolving, convolved
 from hanse_client.privacy.bookkeeping.gradients import Gradients, Held, Rows, products
 
-Found: TypeAlias = Iterator[tuple[Sequence[Tensor], Gradients]]
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of a parameter that are used as a parameter of their own."""
+
+    whole: Tensor
+    start: int
+    stop: int
+
+
+Owner: TypeAlias = Tensor | Part
+Found: TypeAlias = Iterator[tuple[Sequence[Owner], Gradients]]
 
 Rule: TypeAlias = Callable[[Any, Tensor, Tensor], Found]
 """A layer, its input (B, ...) and the gradient of its output (B, ...), to the gradients of the
@@ -29,14 +41,9 @@ def rule_of(layer: nn.Module) -> Rule | None:
 
 
 def _linear(layer: nn.Linear, inputs: Tensor, right: Tensor) -> Found:
-    yield from affine(layer.weight, layer.bias, inputs, right)
-
-
-def affine(weight: Tensor, bias: Tensor | None, inputs: Tensor, right: Tensor) -> Found:
-    """Of ``inputs @ weight.T + bias``."""
-    learnt_bias = _learnt(bias)
-    if weight.requires_grad:
-        yield (weight, *learnt_bias), products(inputs, right, bias=bool(learnt_bias))
+    learnt_bias = _learnt(layer.bias)
+    if layer.weight.requires_grad:
+        yield (layer.weight, *learnt_bias), products(inputs, right, bias=bool(learnt_bias))
     elif learnt_bias:
         yield learnt_bias, _summed(learnt_bias[0], right)
 

@@ -1,0 +1,141 @@
+"""Taps on the layers of a model: what flows through them goes into the books."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeAlias
+
+from hanse.errors import UnprovableModelError
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from hanse_client.privacy.bookkeeping.attention import Attention, is_known
+from hanse_client.privacy.bookkeeping.books import Books
+from hanse_client.privacy.bookkeeping.layers import Found, Rule, rule_of
+
+Note: TypeAlias = Callable[[Tensor, Tensor], Found]
+"""Inputs (B, ...) and the gradient of what was made of them (B, ...), to gradients of records."""
+
+
+class Tap:
+    """What the layers of one kind of tap have in common: an output to be noted.
+
+    Args:
+        shared: whether another layer owns one of its parameters too.
+    """
+
+    def __init__(self, books: Books, *, shared: bool) -> None:
+        self.calls = 0
+        self._books = books
+        self._shared = shared
+
+    def note(self, rule: Note, inputs: Tensor, out: Tensor) -> None:
+        """Make an entry by ``rule`` when the backward pass has come to ``out``."""
+        if not out.requires_grad:
+            return
+        if not inputs.requires_grad:
+            self._books.first.append(get_gradient_edge(out))
+        inputs = inputs.detach()
+        enter = partial(self._enter, rule, inputs, inputs._version)
+        out.register_hook(enter)  # type: ignore[no-untyped-call]
+
+    def remove(self) -> None:
+        """Leave the layer as it was."""
+        raise NotImplementedError
+
+    def _enter(self, rule: Note, inputs: Tensor, version: int, right: Tensor) -> None:
+        books = self._books
+        if inputs._version != version:
+            raise UnprovableModelError("a layer's input was changed in place after its use")
+        if not inputs.shape[0] == right.shape[0] == books.records:
+            raise UnprovableModelError("a layer's input does not hold one entry for each record")
+        enter = books.enter_shared if self._shared or self.calls > 1 else books.enter
+        for parameters, gradients in rule(inputs, right):
+            enter(parameters, gradients)
+
+
+class LayerTap(Tap):
+    """On a layer of one input and one output."""
+
+    def __init__(self, books: Books, layer: nn.Module, rule: Rule, *, shared: bool) -> None:
+        super().__init__(books, shared=shared)
+        self._rule = partial(rule, layer)
+        self._handles = [layer.register_forward_hook(self._keep, with_kwargs=True)]
+        if isinstance(layer, nn.Embedding):
+            self._handles.append(layer.register_forward_pre_hook(self._spread))
+
+    def remove(self) -> None:
+        """Leave the layer as it was."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(
+        self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], out: Tensor
+    ) -> None:
+        self.calls += 1
+        self.note(self._rule, args[0] if args else next(iter(named.values())), out)
+
+    def _spread(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """One row of indices for all records, such as positions, becomes one for each."""
+        if not args or args[0].dim() < 2 or args[0].shape[0] != 1:
+            return args
+        indices: Tensor = args[0]
+        return (indices.expand(self._books.records, *indices.shape[1:]), *args[1:])
+
+
+class AttentionTap(Tap):
+    """On torch's multi-head attention, whose weights are used past all layers."""
+
+    def __init__(self, books: Books, layer: nn.MultiheadAttention, *, shared: bool) -> None:
+        super().__init__(books, shared=shared)
+        self._layer = layer
+        self._attention = Attention(layer, self.note)
+        layer.forward = self._forward  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        """Leave the layer as it was."""
+        del self._layer.forward
+
+    def _forward(self, *args: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
+        self.calls += 1
+        return self._attention(*args, **named)
+
+
+def tap(books: Books, model: nn.Module) -> list[Tap]:
+    """Taps on all layers of ``model`` that learn.
+
+    Raises:
+        UnprovableModelError: if one of them is not of a known kind.
+    """
+    layers = dict(_learning(model))
+    owners = Counter[Tensor](p for layer in layers.values() for p in _owned(layer))
+    taps: list[Tap] = []
+    unknown = []
+    for name, layer in layers.items():
+        shared = any(owners[parameter] > 1 for parameter in _owned(layer))
+        if is_known(layer) and not shared:
+            taps.append(AttentionTap(books, layer, shared=False))
+        elif (rule := rule_of(layer)) is not None:
+            taps.append(LayerTap(books, layer, rule, shared=shared))
+        else:
+            unknown.append(f"{name or 'model'} ({type(layer).__name__})")
+    if unknown:
+        for each in taps:
+            each.remove()
+        raise UnprovableModelError(f"it does not know {', '.join(unknown)}")
+    return taps
+
+
+def _learning(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers with trainable parameters of their own; attention counts as one layer."""
+    if any(parameter.requires_grad for parameter in _owned(module)):
+        yield name, module
+    if not isinstance(module, nn.MultiheadAttention):
+        for child, layer in module.named_children():
+            yield from _learning(layer, f"{name}.{child}" if name else child)
+
+
+def _owned(layer: nn.Module) -> Iterator[nn.Parameter]:
+    return layer.parameters(recurse=isinstance(layer, nn.MultiheadAttention))

@@ -1,0 +1,43 @@
+"""How many records go through a model at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+BUDGET = 2**30
+"""Bytes for what the gradients of a part of a batch are made from, beside the weights: a GiB."""
+
+PILOT = 8
+"""Records whose memory is measured before more are taken."""
+
+
+@contextmanager
+def saved_for_backward(parameters: Sequence[Tensor]) -> Iterator[dict[int, int]]:
+    """Within this, the bytes that autograd keeps for the backward pass, by storage; no weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
+
+
+def records_that_fit(records: int, saved: int, held: int) -> int:
+    """The most records that fit into the budget; a function of shapes alone.
+
+    Args:
+        records: that were measured.
+        saved: bytes that their forward pass kept for the backward pass; as many again are taken
+            for the gradients that flow back.
+        held: bytes that the backend held besides.
+    """
+    return max(1, BUDGET * records // max(1, 2 * saved + held))
