@@ -25,8 +25,15 @@ class StageDesk:
     """Passes the replies of one stage through, read, and remembers whom the stage lost."""
 
     def __init__(
-        self, names: Collection[str], grid: HanseGrid, metrics: ServerMetrics, *, deadline: float
+        self,
+        phase: str,
+        names: Collection[str],
+        grid: HanseGrid,
+        metrics: ServerMetrics,
+        *,
+        deadline: float,
     ) -> None:
+        self._phase = phase
         self._grid = grid
         self._metrics = metrics
         self._started = time.time()
@@ -62,7 +69,9 @@ class StageDesk:
     def _lose(self, site: str, outcome: str, reason: str) -> None:
         self._answered(site)
         seconds = time.time() - self._started
-        self.lost[site] = SiteRound(outcome=outcome, seconds=seconds, reason=reason)
+        self.lost[site] = SiteRound(
+            outcome=outcome, seconds=seconds, reason=f"{self._phase}: {reason}"
+        )
         self._metrics.replies.labels(site, outcome).inc()
 
     def _answered(self, site: str) -> None:

@@ -211,7 +211,7 @@ class SecureRound:
         decided = self._transcript.decided(stage)
         asked = sorted(names) if decided is None else decided
         deadline = self._job.secure_aggregation.stage_deadline
-        desk = StageDesk(asked, self._grid, self._metrics, deadline=deadline)
+        desk = StageDesk(PHASES[stage], asked, self._grid, self._metrics, deadline=deadline)
         messages = [self._message(stage, name, content(name)) for name in asked]
         answers: dict[str, T] = {}
         with self._metrics.phases.during(PHASES[stage]):

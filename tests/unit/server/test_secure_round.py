@@ -138,6 +138,7 @@ def test_a_site_that_will_not_is_lost_by_its_label(tmp_path: Path) -> None:
     fleet.loop(plane_job(secure=True), tmp_path).run()
     (line,) = read_history(tmp_path)
     assert outcomes(tmp_path)["site-1"] == "policy"
+    assert line["sites"]["site-1"]["reason"].startswith("agreeing_on_masks: ")
     assert "policy.tasks" in line["sites"]["site-1"]["reason"]
 
 
