@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ from hanse.task import AnyTask, Examples
 class Data(Settings):
     """``[data]`` of a site: the private records, and those of them kept back.
 
-    Give ``test`` a file of its own, or ``holdout`` a fraction of ``train`` that
+    Give ``test`` a file of its own, or ``holdout`` a fraction of ``train``, in expectation, that
     ``holdout_seed`` picks. Held-out records never take part in training.
     """
 
@@ -83,12 +84,39 @@ def read_records(task: AnyTask, data: Data) -> Records:
 
 
 def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples | None]:
-    """Split off ``fraction`` of the records, chosen by ``seed`` alone: (the rest, held out)."""
-    count = round(len(examples) * fraction)
-    if count == 0:
+    """Split off about ``fraction`` of the records: (the rest, held out), each in its order.
+
+    A record's own content and ``seed`` decide on which side it is, by a keyed hash. So adding or
+    removing a record moves no other one, and a data set with it and one without it differ in it
+    alone after the split, too, as the unit of privacy has it. Equal records stay together.
+    """
+    if fraction == 0.0:
         return examples, None
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return examples.take(order[count:].sort().values), examples.take(order[:count].sort().values)
+    key = seed.to_bytes((seed.bit_length() + 7) // 8, "big")
+    draws = torch.tensor(
+        [_draw(key, record) for record in _contents(examples)], dtype=torch.float64
+    )
+    chosen = draws < fraction
+    if not bool(chosen.any()):
+        return examples, None
+    return examples.take((~chosen).nonzero().flatten()), examples.take(chosen.nonzero().flatten())
+
+
+def _contents(examples: Examples) -> Iterator[bytes]:
+    """The bytes of each record, inputs and target."""
+    if len(examples) == 0:
+        return
+    rows = [
+        tensor.reshape(len(tensor), -1).contiguous().view(torch.uint8).numpy()
+        for tensor in (*examples.inputs, examples.targets)
+    ]
+    yield from (b"".join(row[number].tobytes() for row in rows) for number in range(len(examples)))
+
+
+def _draw(key: bytes, record: bytes) -> float:
+    """A number in [0, 1) that nobody can tell from a random one without the record."""
+    digest = hashlib.blake2b(record, key=key, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def concatenate(parts: list[Examples]) -> Examples:

@@ -46,7 +46,7 @@ def test_every_partition_makes_a_federation(partition: str, tmp_path: Path) -> N
     assert [line["outcome"] for line in history] == ["completed"] * 3
     assert len(history[-1]["sites"]) == 5
     weights = [site["weight"] for site in history[-1]["sites"].values()]
-    assert sum(weights) == pytest.approx(304 * 0.8, abs=3)
+    assert sum(weights) == pytest.approx(304 * 0.8, abs=21)  # three standard deviations
 
 
 def test_a_column_makes_a_site_of_each_value(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def examples(count: int) -> Examples:
 def test_the_hold_out_takes_part_in_nothing_else() -> None:
     rest, held_out = hold_out(examples(100), 0.25, seed=3)
     assert held_out is not None
-    assert (len(rest), len(held_out)) == (75, 25)
+    assert len(rest) + len(held_out) == 100
+    assert 12 <= len(held_out) <= 38  # three standard deviations of Binomial(100, 0.25)
     assert set(rest.targets.tolist()).isdisjoint(held_out.targets.tolist())
     assert torch.equal(rest.inputs[0].squeeze(1).long(), rest.targets)
 
@@ -36,6 +37,18 @@ def test_the_hold_out_is_a_function_of_its_seed() -> None:
     assert other is not None
     assert torch.equal(first.targets, again.targets)
     assert not torch.equal(first.targets, other.targets)
+
+
+def test_a_record_more_or_less_moves_no_other_one() -> None:
+    whole = examples(100)
+    rest, held_out = hold_out(whole, 0.25, seed=3)
+    assert held_out is not None
+    for removed in range(0, 100, 7):
+        kept = whole.take(torch.tensor([i for i in range(100) if i != removed]))
+        fewer, fewer_out = hold_out(kept, 0.25, seed=3)
+        assert fewer_out is not None
+        assert fewer.targets.tolist() == [i for i in rest.targets.tolist() if i != removed]
+        assert fewer_out.targets.tolist() == [i for i in held_out.targets.tolist() if i != removed]
 
 
 def test_no_hold_out_keeps_all() -> None:
