@@ -10,12 +10,14 @@ from hanse.task import Examples
 from hanse_client import training
 from hanse_client.plan import PrivateSteps
 from hanse_client.privacy import clipping
+from hanse_client.privacy.backends import BACKENDS, BackendName
 from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
 from hanse_client.privacy.engine import DpEngine
 from hanse_client.steps import Outcome, RecordLoss
 from torch import Tensor, nn
 
 from tests.privacy import test_clipping as clipped
+from tests.privacy import test_every_backend as backends
 from tests.privacy.planting import Bug, Ground
 from tests.unit.client import test_dp_engine as engine
 from tests.unit.client import test_training
@@ -47,9 +49,8 @@ def normalised(self: Clipping, norms: Tensor) -> Tensor:
 class ByLayer:
     """A backend that clips each layer's gradient by itself, and not all of them together."""
 
-    name = "by layer"
-
     def __init__(self, backend: Backend, norm: float) -> None:
+        self.name = backend.name
         self._backend = backend
         self._norm = norm
 
@@ -143,17 +144,17 @@ def empty_batches_left_out(ground: Ground) -> None:
     ground.patch.setattr(training, "_batches", without_empty)
 
 
-def loop(kind: str = "perceptron") -> Callable[[Ground], None]:
+def loop(backend: BackendName) -> Callable[[Ground], None]:
     """Clipped sums against a loop over single records."""
-    return lambda ground: engine.test_the_clipped_sum_is_that_of_a_loop_over_records(
-        kind, "cross_entropy", 256
-    )
+    return lambda _: backends.test_the_sum_is_that_of_a_loop_over_single_records(backend, "mse")
 
 
-def removal(kind: str = "perceptron") -> Callable[[Ground], None]:
+def removal(backend: BackendName) -> Callable[[Ground], None]:
     """Leaving out one record."""
-    return lambda _: engine.test_leaving_out_one_record_moves_the_sum_by_the_clipping_norm_at_most(
-        kind, "squared"
+    return lambda _: (
+        backends.test_leaving_out_one_record_moves_the_sum_by_the_clipping_norm_at_most(
+            backend, "mse"
+        )
     )
 
 
@@ -162,10 +163,17 @@ def every_step(ground: Ground) -> None:
 
 
 BUGS = [
-    Bug(name="nothing is clipped", plant=factors_of(not_clipped), guard=removal()),
-    Bug(name="the batch is clipped as one", plant=factors_of(clipped_together), guard=removal()),
-    Bug(name="each layer is clipped by itself", plant=clipped_by_layer, guard=removal()),
-    Bug(name="small gradients are scaled up", plant=factors_of(normalised), guard=loop()),
+    *(
+        Bug(name=f"{what}, by {backend}", plant=plant, guard=guard(backend))
+        for what, plant, guard in (
+            ("nothing is clipped", factors_of(not_clipped), removal),
+            ("the batch is clipped as one", factors_of(clipped_together), removal),
+            ("each layer is clipped by itself", clipped_by_layer, removal),
+            ("each layer is clipped by itself, in the sum", clipped_by_layer, loop),
+            ("small gradients are scaled up", factors_of(normalised), loop),
+        )
+        for backend in BACKENDS
+    ),
     Bug(
         name="the clip leaves no margin for rounding",
         plant=lambda ground: ground.patch.setattr(clipping, "MARGIN", 0.0),
