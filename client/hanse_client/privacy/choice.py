@@ -81,5 +81,5 @@ def _clipped_sum(
         backend = make_backend(name, model, loss, clipping)
         with closing(backend), seeded(), DropoutAtRest():
             return backend.clipped_sum(batch)
-    except (NotImplementedError, RuntimeError, ValueError, AttributeError) as error:
+    except (RuntimeError, ValueError, IndexError, AttributeError) as error:
         raise UnprovableModelError(f"it fails with {type(error).__name__}: {error}") from error
