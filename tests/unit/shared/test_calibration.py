@@ -56,5 +56,5 @@ def test_what_stands_beside_shares_the_target(sampling_rate: float, steps: int) 
 
 
 def test_evaluations_that_cost_more_than_the_target_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="target_epsilon=0.5"):
+    with pytest.raises(CalibrationError, match=r"target_epsilon=0\.5"):
         calibrate_noise(0.5, DELTA, 1.0, 40, EVALUATIONS)

@@ -93,16 +93,17 @@ def test_a_file_cut_in_two_is_other_data(tmp_path: Path) -> None:
 
 
 class Lines(Task[NoOptions]):
-    """A number a line; ``meanwhile`` happens while they are read."""
+    """A number a line; what is in ``meanwhile`` happens while they are read."""
 
-    meanwhile: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
+    meanwhile: ClassVar[list[Callable[[], object]]] = []
 
     def model(self) -> nn.Module:
         return nn.Linear(1, 1)
 
     def read(self, source: Path) -> Examples:
         numbers = torch.tensor([float(line) for line in source.read_text().split()])
-        self.meanwhile()
+        for happens in self.meanwhile:
+            happens()
         return Examples((numbers.unsqueeze(1),), numbers)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def test_data_that_changes_while_it_is_read_is_refused(
 ) -> None:
     source = tmp_path / "train"
     source.write_text("1 2 3")
-    monkeypatch.setattr(Lines, "meanwhile", staticmethod(lambda: source.write_text("1 2 3 4")))
+    monkeypatch.setattr(Lines, "meanwhile", [lambda: source.write_text("1 2 3 4")])
     with pytest.raises(DataError, match="train was changed while it was read"):
         read_records(Lines(NoOptions()), Data(train=source))
 

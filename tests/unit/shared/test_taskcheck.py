@@ -104,7 +104,7 @@ class BeyondItsBound(Sound):
 class Standardised(Sound):
     def record_metrics(self) -> dict[str, RecordMetric]:
         def values(outputs: Tensor, targets: Tensor) -> Tensor:
-            sizes = outputs.norm(dim=1)
+            sizes: Tensor = outputs.norm(dim=1)
             return sizes / sizes.sum()
 
         return {"size": RecordMetric(values=values)}
