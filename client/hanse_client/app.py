@@ -69,6 +69,9 @@ def _train(runtime: SiteRuntime, message: Message) -> RecordDict:
             to_tensors(only_arrays(message.content)), order.records.train, order.plan
         )
     metrics.update_norm.set(result.update_norm)
+    metrics.dp_backend.clear()
+    if result.backend is not None:
+        metrics.dp_backend.labels(backend=result.backend).set(1.0)
     exact = {}
     if result.train_loss is not None:
         metrics.train_loss.set(result.train_loss)

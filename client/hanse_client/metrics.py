@@ -56,5 +56,8 @@ class ClientMetrics:
         self.clipped_fraction = gauge(
             "clipped_fraction", "Share of the records of the last round whose gradient was clipped."
         )
+        self.dp_backend = gauge(
+            "dp_backend", "1 for the engine's backend of the last private round.", ["backend"]
+        )
         self.update_norm = gauge("update_norm", "L2 norm of the last update.")
         self.train_loss = gauge("train_loss", "Mean training loss of the last round.")

@@ -212,7 +212,7 @@ class SiteRuntime:
     def _open(self, job: Job) -> tuple[Trainer, Records]:
         if self._warm is None or self._job is None or self._job.digest != job.digest:
             task = load_task(job.task.name, job.task.options)
-            self._warm = Trainer(task, self.device), self._read(task)
+            self._warm = Trainer(task, self.device, engine=self.site.engine), self._read(task)
             self._job = job
             self._tell_kept_back(task)
         return self._warm

@@ -11,6 +11,8 @@ from hanse.identity import METRIC_NAME, SITE_NAME
 from hanse.records import Data
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from hanse_client.privacy.settings import EngineSettings
+
 MetricName = Annotated[str, Field(pattern=rf"^(\*|{METRIC_NAME})$")]
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 
@@ -116,6 +118,7 @@ class Site(Settings):
         state: folder of the ledger, the outbox and the audit trail.
         metrics_port: port of the Prometheus endpoint; 0 for none.
         metrics_host: address it listens on.
+        engine: how private steps are made; nothing in it touches the guarantee.
     """
 
     name: SiteName
@@ -128,6 +131,7 @@ class Site(Settings):
     data: Data
     budget: Budget
     policy: Policy = Policy()
+    engine: EngineSettings = EngineSettings()
 
 
 def load_site(path: Path) -> Site:

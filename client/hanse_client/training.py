@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hanse_client.noised import TrainingTally
 from hanse_client.plan import LocalPlan
-from hanse_client.privacy.backends import BackendName
 from hanse_client.privacy.checks import (
     check_augmentation,
     check_per_example,
@@ -28,6 +27,7 @@ from hanse_client.privacy.choice import choose_backend
 from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, fresh_seed
 from hanse_client.privacy.sampling import poisson_batches
+from hanse_client.privacy.settings import BackendName, EngineSettings
 from hanse_client.steps import (
     PlainStep,
     RecordLoss,
@@ -76,7 +76,7 @@ class Trainer:
 
     Args:
         device: where it trains.
-        backend: of the engine of private rounds.
+        engine: of private rounds.
         noise: of the metrics that leave with it; fresh :class:`SecureNoise` if None.
     """
 
@@ -85,11 +85,11 @@ class Trainer:
         task: AnyTask,
         device: torch.device,
         *,
-        backend: BackendName = "auto",
+        engine: EngineSettings | None = None,
         noise: NoiseSource | None = None,
     ) -> None:
         self.task = task
-        self._backend = backend
+        self._engine = EngineSettings() if engine is None else engine
         self.noise: NoiseSource = SecureNoise() if noise is None else noise
         self._device = device
         with torch.random.fork_rng(devices=[]):  # its weights are drawn and never used
@@ -127,7 +127,7 @@ class Trainer:
         check_per_example(self._model, loss, examples)
         if plan.augment:
             check_augmentation(self.task, examples)
-        choice = choose_backend(self._model, loss, examples, self._backend)
+        choice = choose_backend(self._model, loss, examples, self._engine.backend)
         log.info("private steps by the backend %s: %s", choice.backend, choice.reason)
         self._proved[plan.loss, plan.augment] = choice.backend
 
@@ -227,7 +227,9 @@ class Trainer:
             plan.privacy,
             batch_size=plan.batch_size,
             pull=pull,
-            backend=self._proved.get((plan.loss, plan.augment), self._backend),
+            backend=self._proved.get((plan.loss, plan.augment), self._engine.backend),
+            physical_batch=self._engine.physical_batch,
+            precision=self._engine.precision,
         ) as engine:
             yield engine
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 from hanse.errors import UnprovableModelError
 from hanse.task import Examples
-from hanse_client.privacy.backends import BACKENDS, BackendName, make_backend
+from hanse_client.plan import PrivateSteps
+from hanse_client.privacy.backends import BACKENDS, make_backend
 from hanse_client.privacy.choice import choose_backend
 from hanse_client.privacy.clipping import ClippedSum, Clipping
+from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.loop import looped_sum
 from hanse_client.privacy.precision import exact_float32
+from hanse_client.privacy.settings import BackendName
 from hanse_client.steps import RecordLoss, trainable
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -502,3 +505,69 @@ def looped_sum_at(turn: int, model: Any, batch: Examples) -> tuple[Tensor, ...]:
         one = looped_sum(model, bent, Clipping(0.5), batch.take(torch.tensor([index])))
         sums = [total + addend for total, addend in zip(sums, one.sums, strict=True)]
     return tuple(sums)
+
+
+# --- bfloat16 -----------------------------------------------------------------------------------
+
+
+def texts() -> nn.Module:
+    """With long enough records that all forms of gradients occur."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 48)), nn.Conv1d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.GELU(),
+        nn.Linear(48, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 8), nn.Flatten(),
+        nn.Linear(64, 3),
+    )  # fmt: skip
+
+
+def test_the_clip_holds_to_the_last_bit_of_float32_after_passes_in_bfloat16() -> None:
+    with known_randomness():
+        model, inputs, targets = texts(), torch.randn(12, 48), torch.rand(12) + 0.5
+    with closing(make_backend("bookkeeping", model, bent, Clipping(0.05), "bfloat16")) as lowered:
+        for index in range(12):
+            one = Examples((inputs[index : index + 1],), targets[index : index + 1])
+            found = lowered.clipped_sum(one)
+            assert all(total.dtype == torch.float32 for total in found.sums)
+            assert 0.998 * 0.05 < float(flat(found.sums).norm()) <= 0.05
+        together = lowered.clipped_sum(Examples((inputs,), targets))
+    exact = by_backend("bookkeeping", model, bent, 0.05, Examples((inputs,), targets))
+    difference = float((flat(together.sums) - flat(exact.sums)).norm())
+    assert 1e-4 < difference / float(flat(exact.sums).norm()) < 0.05  # it was bfloat16, and right
+
+
+@pytest.mark.parametrize("backend", ["ghost", "hooks"])
+def test_backends_that_exceed_the_clip_in_bfloat16_refuse_it(backend: BackendName) -> None:
+    with pytest.raises(UnprovableModelError, match="in bfloat16") as refusal:
+        make_backend(backend, perceptron(), bent, Clipping(1.0), "bfloat16")
+    assert "engine.precision" in refusal.value.remedy
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products_of_float32_are_of_float32_whatever_the_process_asks_for(
+    backend: BackendName,
+) -> None:
+    """Unless the engine sees to it: here torch would multiply in bfloat16, on a GPU in TF32."""
+    matmul, convolve = torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv  # type: ignore[attr-defined]
+    seen = []
+
+    def spy(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append((matmul.fp32_precision, convolve.fp32_precision))
+        return bent(outputs, targets)
+
+    with known_randomness():
+        model, batch = images(), Examples((torch.randn(3, 6),), torch.rand(3))
+    privacy = PrivateSteps(sampling_rate=0.1, noise_multiplier=1.0, clipping_norm=1.0)
+    optimizer = torch.optim.SGD(trainable(model), lr=1.0)
+    before = torch.get_float32_matmul_precision(), convolve.fp32_precision
+    torch.set_float32_matmul_precision("medium")
+    convolve.fp32_precision = "bf16"
+    try:
+        with DpEngine(
+            model, spy, optimizer, privacy, batch_size=3, pull=lambda: None, backend=backend
+        ) as engine:
+            engine(batch)
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert convolve.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        convolve.fp32_precision = before[1]
+    assert set(seen) == {("ieee", "ieee")}

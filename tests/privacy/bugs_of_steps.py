@@ -10,9 +10,10 @@ from hanse.task import Examples
 from hanse_client import training
 from hanse_client.plan import PrivateSteps
 from hanse_client.privacy import clipping
-from hanse_client.privacy.backends import BACKENDS, BackendName
+from hanse_client.privacy.backends import BACKENDS
 from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
 from hanse_client.privacy.engine import DpEngine
+from hanse_client.privacy.settings import BackendName
 from hanse_client.steps import Outcome, RecordLoss
 from torch import Tensor, nn
 

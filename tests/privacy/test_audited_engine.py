@@ -9,7 +9,7 @@ import torch
 from hanse.job import Job
 from hanse_client.canaries.audit import audit
 from hanse_client.canaries.verdict import Audit
-from hanse_client.privacy.backends import BackendName
+from hanse_client.privacy.settings import BackendName
 
 from tests.privacy.planting import repeatable
 

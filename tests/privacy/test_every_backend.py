@@ -10,8 +10,9 @@ import torch
 from hanse.job import Optimizer
 from hanse.task import Examples, NoOptions, Task
 from hanse_client.plan import LocalPlan, PrivateSteps
-from hanse_client.privacy.backends import BACKENDS, BackendName
+from hanse_client.privacy.backends import BACKENDS
 from hanse_client.privacy.clipping import Clipping
+from hanse_client.privacy.settings import BackendName, EngineSettings
 from hanse_client.steps import record_loss, trainable
 from hanse_client.training import Trainer
 from torch import Tensor, nn
@@ -71,7 +72,9 @@ def moved(backend: BackendName, loss: LossName, examples: Examples) -> Tensor:
         proximal_mu=0.0,
         seed=1,
     )
-    trainer = Trainer(Small(NoOptions()), torch.device("cpu"), backend=backend)
+    trainer = Trainer(
+        Small(NoOptions()), torch.device("cpu"), engine=EngineSettings(backend=backend)
+    )
     result = trainer.train(start(), examples, plan)
     assert result.backend == backend
     return -BATCH * torch.cat([change.flatten() for change in result.update.values()])

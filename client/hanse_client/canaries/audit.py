@@ -17,7 +17,7 @@ from hanse_client.canaries.run import run
 from hanse_client.canaries.scores import Statistics, measure
 from hanse_client.canaries.verdict import Audit, Finding
 from hanse_client.plan import LocalPlan, plan_round
-from hanse_client.privacy.backends import BackendName
+from hanse_client.privacy.settings import BackendName
 
 CANARIES = 1000
 MOST_STEPS = 10_000

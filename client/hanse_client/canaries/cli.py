@@ -9,7 +9,7 @@ import typer
 from hanse.cli import Json, err, out, show
 
 if TYPE_CHECKING:
-    from hanse_client.privacy.backends import BackendName
+    from hanse_client.privacy.settings import BackendName
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +56,7 @@ def audit(
 
 
 def _backend(name: str) -> BackendName:
-    from hanse_client.privacy.backends import BackendName
+    from hanse_client.privacy.settings import BackendName
 
     known: tuple[BackendName, ...] = get_args(BackendName)
     for each in known:

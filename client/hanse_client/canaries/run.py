@@ -20,7 +20,7 @@ from hanse_client.canaries.task import (
     way_along,
 )
 from hanse_client.plan import LocalPlan
-from hanse_client.privacy.backends import BackendName
+from hanse_client.privacy.settings import BackendName, EngineSettings
 from hanse_client.training import Trainer
 
 
@@ -52,7 +52,7 @@ def run(
     """
     options = CanaryOptions(directions=design.directions, norm=STEEPNESS * clipping_norm)
     task = Canaries(options)
-    trainer = Trainer(task, device, backend=backend)
+    trainer = Trainer(task, device, engine=EngineSettings(backend=backend))
     start = {name: torch.zeros_like(weight) for name, weight in task.model().state_dict().items()}
     included = design.toss()
     records = records_along(_directions(design, included[0]))

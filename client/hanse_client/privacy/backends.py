@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias
-
 from hanse.errors import UnprovableModelError
 from torch import nn
 
@@ -12,22 +9,19 @@ from hanse_client.privacy.bookkeeping.backend import BookkeepingBackend
 from hanse_client.privacy.clipping import Backend, Clipping
 from hanse_client.privacy.ghost import GhostBackend
 from hanse_client.privacy.hooks import HooksBackend
+from hanse_client.privacy.settings import BackendName, Precision
 from hanse_client.steps import RecordLoss
-
-BackendName: TypeAlias = Literal["auto", "bookkeeping", "ghost", "hooks"]
 
 BACKENDS: tuple[BackendName, ...] = ("bookkeeping", "ghost", "hooks")
 """What ``auto`` tries, in this order: that of time and memory."""
 
-_MAKERS: dict[BackendName, Callable[[nn.Module, RecordLoss, Clipping], Backend]] = {
-    "bookkeeping": BookkeepingBackend,
-    "ghost": GhostBackend,
-    "hooks": HooksBackend,
-}
-
 
 def make_backend(
-    name: BackendName, model: nn.Module, loss: RecordLoss, clipping: Clipping
+    name: BackendName,
+    model: nn.Module,
+    loss: RecordLoss,
+    clipping: Clipping,
+    precision: Precision = "float32",
 ) -> Backend:
     """The backend of that name, on ``model`` until it is closed.
 
@@ -37,12 +31,25 @@ def make_backend(
     Raises:
         UnprovableModelError: if it cannot train the model.
     """
-    if name != "auto":
-        return _MAKERS[name](model, loss, clipping)
+    if name == "bookkeeping":
+        return BookkeepingBackend(model, loss, clipping, precision)
+    if name == "auto":
+        return _first(model, loss, clipping, precision)
+    if precision != "float32":
+        raise UnprovableModelError(
+            f"the backend {name!r} clips to more than the clipping norm in {precision}",
+            remedy='Set engine.precision = "float32" in site.toml.',
+        )
+    if name == "ghost":
+        return GhostBackend(model, loss, clipping)
+    return HooksBackend(model, loss, clipping)
+
+
+def _first(model: nn.Module, loss: RecordLoss, clipping: Clipping, precision: Precision) -> Backend:
     refusals = []
     for candidate in BACKENDS:
         try:
-            return _MAKERS[candidate](model, loss, clipping)
+            return make_backend(candidate, model, loss, clipping, precision)
         except UnprovableModelError as refusal:
-            refusals.append(str(refusal))
+            refusals.append(f"{candidate}: {refusal}")
     raise UnprovableModelError("; ".join(refusals))

@@ -9,9 +9,10 @@ from hanse.errors import UnprovableModelError
 from hanse.task import Examples
 from torch import nn
 
-from hanse_client.privacy.backends import BACKENDS, BackendName, make_backend
+from hanse_client.privacy.backends import BACKENDS, make_backend
 from hanse_client.privacy.clipping import ClippedSum, Clipping
 from hanse_client.privacy.probe import DropoutAtRest, alike, by_record, made_up, probe_of, seeded
+from hanse_client.privacy.settings import BackendName
 from hanse_client.steps import RecordLoss
 
 

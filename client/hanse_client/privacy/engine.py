@@ -10,11 +10,12 @@ from hanse.task import Examples
 from torch import Tensor, nn
 
 from hanse_client.plan import PrivateSteps
-from hanse_client.privacy.backends import BackendName, make_backend
+from hanse_client.privacy.backends import make_backend
 from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
 from hanse_client.privacy.memory import PILOT, records_that_fit, saved_for_backward
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, add_noise
 from hanse_client.privacy.precision import exact_float32
+from hanse_client.privacy.settings import BackendName, Precision
 from hanse_client.steps import Outcome, RecordLoss, trainable
 
 
@@ -38,6 +39,7 @@ class DpEngine:
         pull: adds to the gradients, after the noise, what is no function of the records.
         backend: how the clipped sums are made; by default the first that knows the model.
         physical_batch: records in a part, at most; by a measure of the memory if None.
+        precision: of the passes through the model; norms and sums are made in float32.
         noise: fresh :class:`SecureNoise` if None.
     """
 
@@ -52,6 +54,7 @@ class DpEngine:
         pull: Callable[[], None],
         backend: BackendName = "auto",
         physical_batch: int | None = None,
+        precision: Precision = "float32",
         noise: NoiseSource | None = None,
     ) -> None:
         self._parameters = trainable(model)
@@ -61,7 +64,7 @@ class DpEngine:
         self._clipping = Clipping(privacy.clipping_norm)
         self._deviation = privacy.noise_multiplier * privacy.clipping_norm
         self._noise: NoiseSource = SecureNoise() if noise is None else noise
-        self.backend: Backend = make_backend(backend, model, loss, self._clipping)
+        self.backend: Backend = make_backend(backend, model, loss, self._clipping, precision)
         self._physical = physical_batch
 
     def __enter__(self) -> DpEngine:

@@ -10,11 +10,12 @@ import torch
 from hanse.task import Examples
 from hanse_client.plan import PrivateSteps
 from hanse_client.privacy import engine as private
-from hanse_client.privacy.backends import BACKENDS, BackendName
+from hanse_client.privacy.backends import BACKENDS
 from hanse_client.privacy.clipping import Clipping
 from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.memory import records_that_fit
 from hanse_client.privacy.noise import NoiseSource
+from hanse_client.privacy.settings import BackendName
 from hanse_client.steps import RecordLoss, proximal_pull, trainable
 from torch import Tensor, nn
 

@@ -13,6 +13,7 @@ from hanse_client.privacy.bookkeeping.books import Books, Entry
 from hanse_client.privacy.bookkeeping.layers import Part
 from hanse_client.privacy.bookkeeping.taps import tap
 from hanse_client.privacy.clipping import ClippedSum, Clipping
+from hanse_client.privacy.settings import Precision
 from hanse_client.steps import RecordLoss, trainable
 
 
@@ -27,17 +28,29 @@ class BookkeepingBackend:
     clipped is what is summed, whatever the precision of the passes before; a parameter that the
     model uses behind its layer's back loses that part of its gradient, and no privacy.
 
+    Args:
+        precision: of the passes through the model. What a layer kept of them becomes float32
+            before a norm or a sum is made of it, so that in bfloat16 too the sum is made of the
+            very gradients whose norms were taken; rounding has only changed which they are.
+
     Raises:
         UnprovableModelError: if a trainable layer is not of a known kind.
     """
 
     name: ClassVar[str] = "bookkeeping"
 
-    def __init__(self, model: nn.Module, loss: RecordLoss, clipping: Clipping) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: RecordLoss,
+        clipping: Clipping,
+        precision: Precision = "float32",
+    ) -> None:
         self._model = model
         self._loss = loss
         self._clipping = clipping
         self._parameters = trainable(model)
+        self._lowered = precision == "bfloat16"
         self._books = Books()
         self._taps = tap(self._books, model)
 
@@ -47,7 +60,8 @@ class BookkeepingBackend:
         books.open(len(part))
         for each in self._taps:
             each.calls = 0
-        losses = self._loss(self._model(*part.inputs), part.targets)
+        with torch.autocast(part.targets.device.type, torch.bfloat16, enabled=self._lowered):
+            losses = self._loss(self._model(*part.inputs), part.targets).float()
         if books.first:
             torch.autograd.grad(losses.sum(), books.first, allow_unused=True)
         norms, entries = books.close()

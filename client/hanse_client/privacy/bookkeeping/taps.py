@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 from hanse.errors import UnprovableModelError
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
@@ -51,9 +52,15 @@ class Tap:
             raise UnprovableModelError("a layer's input was changed in place after its use")
         if not inputs.shape[0] == right.shape[0] == books.records:
             raise UnprovableModelError("a layer's input does not hold one entry for each record")
+        inputs, right = _full(inputs), _full(right)
         enter = books.enter_shared if self._shared or self.calls > 1 else books.enter
         for parameters, gradients in rule(inputs, right):
             enter(parameters, gradients)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """In float32 at least: norms and sums are made in no less."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 class LayerTap(Tap):

@@ -1,0 +1,27 @@
+"""How a site makes private steps: settings of time and memory, none of privacy."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from hanse.config import Settings
+from pydantic import PositiveInt
+
+BackendName: TypeAlias = Literal["auto", "bookkeeping", "ghost", "hooks"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+
+class EngineSettings(Settings):
+    """``[engine]`` of ``site.toml``: the guarantee is the same whatever stands here.
+
+    Attributes:
+        backend: how clipped sums are made; ``auto`` is the fastest that can train the model.
+        physical_batch: records that go through the model at once, at most; by default as many
+            as fit into a GiB.
+        precision: of the passes through the model; gradients are always clipped and summed in
+            float32. ``bfloat16`` takes the backend ``bookkeeping``.
+    """
+
+    backend: BackendName = "auto"
+    physical_batch: PositiveInt | None = None
+    precision: Precision = "float32"
