@@ -89,7 +89,7 @@ class Session:
     # --- masking shares -------------------------------------------------------------------------
 
     def share(self, members: Iterable[Announcement]) -> dict[str, bytes]:
-        """Encrypted shares of this site's two secrets, by the neighbour that each is for.
+        """Encrypted shares of this site's two secrets, by the site that each is for.
 
         Raises:
             PeerError: if a site of the cohort is not who it says it is.
@@ -105,12 +105,11 @@ class Session:
             self._keys[name] = self._identity.verifier.key_of(name, member.credential)
             verify(self._keys[name], member.signature, member.signed(self.id), name=name)
         self._cohort = cohort
-        holders = cohort.graph.holders(self.name)
         halves = [
-            split(secret, holders=len(holders), threshold=cohort.graph.density.shares)
+            split(secret, holders=len(cohort), threshold=cohort.least)
             for secret in (self._seed, self._mask_key.private_bytes_raw())
         ]
-        shares = dict(zip(holders, zip(*halves, strict=True), strict=True))
+        shares = dict(zip(cohort.holders, zip(*halves, strict=True), strict=True))
         self._own_share = shares.pop(self.name)[0]
         return {holder: self._seal(holder, b"".join(pair)) for holder, pair in shares.items()}
 
@@ -156,7 +155,7 @@ class Session:
         self._enter(Stage.MASKED, after=Stage.TRAINING)
         flat = self._encoded(update)
         add_mask(flat, self._seed)
-        for peer in self._cohort.graph.neighbours(self.name):
+        for peer in self._cohort.peers(self.name):
             if peer in self._sharers:
                 context = self._cohort.mask_context(self.name, peer)
                 key = agreed_key(self._mask_key, self._cohort.members[peer].mask_key, context)
@@ -205,20 +204,24 @@ class Session:
         signatures: Mapping[str, bytes],
         sealed: Mapping[str, bytes],
     ) -> dict[str, bytes]:
-        """For each neighbour one share: of its seed if it survived, of its masking key if not.
+        """For each other site one share: of its seed if it survived, of its masking key if not.
 
         Args:
             signatures: of survivors, over the list that this site has signed.
-            sealed: the encrypted shares that this site's neighbours made for it.
+            sealed: the encrypted shares that the others made for this site.
 
         Raises:
             SecureAggregationError: if the list is another than was signed, or too few signed it.
+            PolicyError: if those that signed are fewer than this site's policy asks for.
             PeerError: if a signature or a share is forged.
         """
         self._enter(Stage.UNMASKED, after=Stage.CONSENTED)
         if frozenset(survivors) != self._survivors:
             raise SecureAggregationError("the list of survivors is not the one that was signed")
         agreed = self._survivors & signatures.keys()
+        # Of those that signed alone it is known that they are there: another's announcement may
+        # be an old one of the same session id, whose masking key the server has recovered since.
+        self._check_size("signatures", len(agreed))
         if len(agreed) < self._cohort.least:
             raise SecureAggregationError(
                 f"{len(agreed)} survivors signed the list, {self._cohort.least} are needed"
@@ -227,7 +230,7 @@ class Session:
         for name in agreed:
             verify(self._keys[name], signatures[name], signed, name=name)
         revealed = {self.name: self._own_share}
-        for peer in self._cohort.graph.neighbours(self.name):
+        for peer in self._cohort.peers(self.name):
             if peer in self._sharers and peer in sealed:
                 of_seed, of_key = self._open(peer, sealed[peer])
                 revealed[peer] = of_seed if peer in self._survivors else of_key

@@ -70,7 +70,7 @@ class MaskedSum:
         key = X25519PrivateKey.from_private_bytes(secret)
         if key.public_key().public_bytes_raw() != cohort.members[lost].mask_key:
             raise SecureAggregationError(f"the shares of site {lost!r} are not of its masking key")
-        for peer in cohort.graph.neighbours(lost):
+        for peer in cohort.peers(lost):
             if peer in survivors:
                 context = cohort.mask_context(lost, peer)
                 mask = agreed_key(key, cohort.members[peer].mask_key, context)
@@ -96,14 +96,13 @@ class MaskedSum:
 
 def _recovered(cohort: Cohort, owner: str, revealed: Revealed) -> bytes:
     """A site's secret, of the shares that its holders have revealed."""
-    holders = enumerate(cohort.graph.holders(owner), start=1)
+    holders = enumerate(cohort.holders, start=1)
     shares = {at: revealed[name][owner] for at, name in holders if owner in revealed.get(name, {})}
-    needed = cohort.graph.density.shares
-    if len(shares) < needed:
+    if len(shares) < cohort.least:
         raise SecureAggregationError(
-            f"{len(shares)} shares of site {owner!r} were revealed, {needed} are needed"
+            f"{len(shares)} shares of site {owner!r} were revealed, {cohort.least} are needed"
         )
     try:
-        return join({at: shares[at] for at in sorted(shares)[:needed]})
+        return join({at: shares[at] for at in sorted(shares)[: cohort.least]})
     except ValueError as wrong:
         raise SecureAggregationError(f"the shares of site {owner!r}: {wrong}") from wrong

@@ -11,10 +11,10 @@ from functools import cached_property
 from hanse.errors import SecureAggregationError
 from hanse.job import SecureAggregation
 from hanse.secagg.fixed_point import FixedPoint
-from hanse.secagg.graph import Graph, least
 from hanse.secagg.masks import KEY_BYTES, transcript
 
-MOST_SITES = 10_000
+MOST_SITES = 1_000
+"""Of one session: the work of a site grows with their number, the shares with its square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Cohort:
 
     Raises:
         SecureAggregationError: if a name stands twice, an announcement is malformed, or there
-            are more than 10,000.
+            are more than 1,000.
     """
 
     def __init__(
@@ -91,7 +91,10 @@ class Cohort:
         if len(self.members) != len(ordered):
             raise SecureAggregationError("a site is announced twice in one session")
         if len(ordered) > MOST_SITES:
-            raise SecureAggregationError(f"{len(ordered)} sites are more than {MOST_SITES}")
+            raise SecureAggregationError(
+                f"{len(ordered)} sites are more than {MOST_SITES}, the most of a secure round: "
+                "lower strategy.fraction"
+            )
         for member in ordered:
             member.check()
 
@@ -108,15 +111,27 @@ class Cohort:
         ]
         return hashlib.sha256(transcript("cohort", *signed)).digest()
 
-    @cached_property
-    def graph(self) -> Graph:
-        """Who masks with whom."""
-        return Graph(tuple(self.members), seed=self.digest, threshold=self.settings.threshold)
-
     @property
     def least(self) -> int:
-        """How many of the cohort must be in a sum, and sign its list of survivors."""
-        return least(self.settings.threshold, len(self))
+        """How many of the cohort make a sum, sign its list of survivors, recover a secret.
+
+        More than half: of two lists with no site in common, one never has enough.
+        """
+        whole = len(self)
+        return max(math.ceil(round(self.settings.threshold * whole, 9)), whole // 2 + 1)
+
+    def peers(self, name: str) -> tuple[str, ...]:
+        """With whom a site masks: with all others.
+
+        A sparse graph would do as long as the lost are lost by chance. A server that chooses
+        them can cut it around a few sites, and learn the sum of these alone.
+        """
+        return tuple(other for other in self.members if other != name)
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """Who holds shares of each site's secrets, in the order of the shares: also itself."""
+        return tuple(self.members)
 
     @cached_property
     def largest_weight(self) -> float:

@@ -53,7 +53,7 @@ def test_sites_may_be_lost_at_every_stage_of_one_session() -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 3, 6])
-def test_sparse_neighbourhoods_sum_alike(lost: int) -> None:
+def test_a_larger_cohort_sums_alike(lost: int) -> None:
     maskers = Maskers(20)
     close(maskers, 20, training=maskers.names[:lost])
 
@@ -242,6 +242,15 @@ def test_too_few_signatures_unmask_nothing() -> None:
     sealed, names = survivors_of(maskers)
     signatures = maskers.consent(names, "site-1", "site-2")
     with pytest.raises(SecureAggregationError, match="2 survivors signed the list, 3 are needed"):
+        maskers.sessions["site-0"].unmask(names, signatures, addressed(sealed, "site-0"))
+
+
+def test_only_those_that_signed_count_for_the_policy() -> None:
+    """The others may be announcements of an earlier session, whose keys the server knows."""
+    maskers = Maskers(6, min_sites=5)
+    sealed, names = survivors_of(maskers)
+    signatures = maskers.consent(names, "site-4", "site-5")
+    with pytest.raises(PolicyError, match=r"signatures of 4 sites.*least, 5"):
         maskers.sessions["site-0"].unmask(names, signatures, addressed(sealed, "site-0"))
 
 
