@@ -80,7 +80,9 @@ class _Account:
         return self.evaluation_noise is None and (self.answered or not self.evaluations)
 
     def trained(self, number: int, site: SiteRound) -> None:
-        self.asked += 1
+        self.asked += 1 + site.earlier
+        self.counted += site.earlier
+        self.complete = self.complete and not site.earlier
         if site.outcome in UNCHARGED:
             return
         self.counted += 1

@@ -58,6 +58,8 @@ class SiteRound:
         outcome: ``result``, or the label of the refusal or failure, or ``missing``.
         seconds: from the instruction to the reply.
         terms: on which ``metrics`` left the site.
+        earlier: how often it may have trained before in this round, in sessions of secure
+            aggregation that could not go on.
     """
 
     outcome: str
@@ -67,6 +69,7 @@ class SiteRound:
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     terms: Terms = field(default_factory=Terms)
+    earlier: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

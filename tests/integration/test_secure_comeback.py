@@ -20,7 +20,8 @@ from hanse_server.checkpoint import load_model
 from hanse_server.grpc_grid import GrpcGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import RoundLoop
-from hanse_server.workspace import Workspace, read_history
+from hanse_server.spending import Spending
+from hanse_server.workspace import RoundRecord, Workspace, read_history
 from prometheus_client import CollectorRegistry
 
 from tests.fleet import Fleet, plane_job, plane_site
@@ -141,4 +142,6 @@ def test_where_it_cannot_go_on_it_begins_anew(loopback: Loopback, tmp_path: Path
         assert (federation.model()[name] - value).abs().max() < 1e-6
     (line,) = read_history(federation.workspace.folder)
     assert line["outcome"] == "completed"
+    counted = Spending(job, [RoundRecord.from_line(line)]).costs(tight=False)
+    assert {name: cost.counted for name, cost in counted.items()} == trained
     assert kept

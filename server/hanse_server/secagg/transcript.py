@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hanse.errors import WorkspaceError
+from hanse.secagg.messages import SHARES
 
 from hanse_server.durable import write_file
 
@@ -21,13 +22,17 @@ from hanse_server.durable import write_file
 class Transcript:
     """The session of one round: its token, and who answered each stage that is over.
 
-    Made by :meth:`resume` or :meth:`begin`.
+    Made by :meth:`resume`, or :meth:`begin_anew` of another.
+
+    Attributes:
+        earlier: how often each site may have trained in sessions of this round that were lost.
     """
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self._path = path
         self._content = content
         self.token: str = content["token"]
+        self.earlier: dict[str, int] = content["earlier"]
 
     @staticmethod
     def resume(path: Path, server_round: int) -> Transcript:
@@ -47,12 +52,18 @@ class Transcript:
                 f"{path} is damaged: {damaged}",
                 remedy="Remove that file; the round begins anew.",
             ) from damaged
-        return Transcript.begin(path, server_round)
+        return Transcript._begin(path, server_round, {})
+
+    def begin_anew(self) -> Transcript:
+        """A fresh session of the same round, on disk in place of this one."""
+        asked = self.decided(SHARES) or ()  # they were asked to train next, and charged for it
+        earlier = self.earlier | {name: 1 + self.earlier.get(name, 0) for name in asked}
+        return Transcript._begin(self._path, self._content["round"], earlier)
 
     @staticmethod
-    def begin(path: Path, server_round: int) -> Transcript:
-        """A fresh session of a round, on disk in place of any other."""
-        content = {"round": server_round, "token": secrets.token_hex(16), "stages": {}}
+    def _begin(path: Path, server_round: int, earlier: dict[str, int]) -> Transcript:
+        token = secrets.token_hex(16)
+        content = {"round": server_round, "token": token, "earlier": earlier, "stages": {}}
         transcript = Transcript(path, content)
         transcript._write()
         return transcript

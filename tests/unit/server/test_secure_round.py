@@ -19,7 +19,8 @@ from hanse.secagg.messages import KEYS, SHARES, SURVIVORS, UNMASK
 from hanse_client.secagg import session
 from hanse_server.checkpoint import load_model
 from hanse_server.replies import specs_of
-from hanse_server.secagg.training import PHASES, _check_summable
+from hanse_server.secagg.round import PHASES
+from hanse_server.secagg.training import _check_summable
 from hanse_server.status import Status
 from hanse_server.strategies import FLOWER
 from hanse_server.workspace import read_history

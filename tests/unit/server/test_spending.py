@@ -71,6 +71,15 @@ def test_a_job_that_fixes_all_is_computed_over_every_round_that_may_have_been_ch
     assert fast.run.accountant == FAST
 
 
+def test_training_in_a_session_that_was_lost_is_counted_too() -> None:
+    again, refused = (SiteRound(outcome=o, seconds=1.0, earlier=2) for o in ("result", "policy"))
+    assert cost(job(), record(1, again)).counted == 3
+    found = cost(job(), record(1, took_part(epsilon=1.0)), record(2, refused))
+    assert (found.asked, found.counted) == (4, 3)
+    assert found.data_set is not None
+    assert not found.data_set.complete
+
+
 @pytest.mark.parametrize("outcome", ["missing", "update", "diverged", "client_app", "task"])
 def test_whoever_was_asked_and_did_not_refuse_is_counted(outcome: str) -> None:
     found = cost(job(), record(1, took_part()), record(2, ended(outcome)))
