@@ -54,11 +54,6 @@ def masked_specs(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     return {name: TensorSpec(MASKED, spec.shape) for name, spec in specs.items()}
 
 
-def is_masked(specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether these are specs of masked updates."""
-    return any(spec.dtype == MASKED for spec in specs.values())
-
-
 class ReplyDesk:
     """Passes replies of one exchange through, checked, and remembers what each site did.
 
@@ -81,7 +76,6 @@ class ReplyDesk:
         self._grid = grid
         self._metrics = metrics
         self._specs = specs
-        self._has_norms = specs is not None and not is_masked(specs)
         self._started = time.time()
         self._until = self._started + deadline
         self._awaited = {grid.site_name(message.metadata.dst_node_id) for message in messages}
@@ -117,7 +111,7 @@ class ReplyDesk:
         self.sites[site] = record
         self._metrics.awaited_since.labels(site).set(0)
         self._metrics.replies.labels(site, record.outcome).inc()
-        if self._has_norms and record.outcome == "result":
+        if record.update_norm is not None:
             self._metrics.update_norm.labels(site).set(record.update_norm)
         for name, gauge in (
             ("epsilon", self._metrics.epsilon_spent),
@@ -137,7 +131,7 @@ class ReplyDesk:
         try:
             metrics = checked_metrics(reply)
             terms = checked_terms(reply, metrics)
-            norm = 0.0 if self._specs is None else _checked_norm(reply, self._specs)
+            norm = None if self._specs is None else _checked_norm(reply, self._specs)
         except UpdateError as unfit:
             reason = reason_of(unfit.message, unfit.label)
             record = SiteRound(outcome=unfit.label, seconds=seconds, reason=reason)
@@ -158,8 +152,8 @@ def _as_error(reply: Message, error: UpdateError) -> Message:
     return open_envelope(envelope, FlowerError(error.exit_code, error.message))
 
 
-def _checked_norm(reply: Message, specs: Mapping[str, TensorSpec]) -> float:
-    """The L2 norm of an update that fits the model."""
+def _checked_norm(reply: Message, specs: Mapping[str, TensorSpec]) -> float | None:
+    """The L2 norm of an update that fits the model; None of a masked one."""
     try:
         arrays = only_arrays(reply.content)
     except ValueError as error:
@@ -167,7 +161,9 @@ def _checked_norm(reply: Message, specs: Mapping[str, TensorSpec]) -> float:
     if set(arrays) != set(specs):
         odd = sorted(set(arrays) ^ set(specs))
         raise UpdateError(f"array {odd[0]} is missing or unknown ({len(odd)} names differ)")
-    return math.sqrt(sum(_checked_square(name, arrays, spec) for name, spec in specs.items()))
+    squares = [_checked_square(name, arrays, spec) for name, spec in specs.items()]
+    masked = any(spec.dtype == MASKED for spec in specs.values())
+    return None if masked else math.sqrt(sum(squares))
 
 
 def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:

@@ -34,8 +34,15 @@ PRIVACY = (
 SUMMED = (
     "Of the updates of a round the server learnt no more than their weighted sum (secure "
     "aggregation), so it could not check the norm of a single one. This holds while few of the "
-    "sites are the server's own or side with it. It is a second wall beside differential privacy: "
-    "every epsilon here holds without it."
+    "sites are the server's own or side with it."
+)
+SUMMED_PRIVATELY = (
+    f"{SUMMED} It is a second wall beside differential privacy: every epsilon here holds without "
+    "it."
+)
+SUMMED_WITHOUT_PRIVACY = (
+    f"{SUMMED} It is no differential privacy: nothing bounds what the sum may reveal about the "
+    "records, and sums of rounds in which one site was away may reveal that site's update."
 )
 
 
@@ -57,7 +64,7 @@ def model_statement(job: Job, record: RoundRecord, costs: Mapping[str, SiteCost]
             "unit": UNIT,
             "clipping_norm": job.privacy.clipping_norm if private else None,
             "statement": PRIVACY if private else NO_BOUND,
-            "secure_aggregation": SUMMED if job.secure_aggregation.enabled else None,
+            "secure_aggregation": seen_in_sum(job),
             "sites": {
                 name: {"sentence": site_sentence(name, cost, private=private)} | asdict(cost)
                 for name, cost in costs.items()
@@ -65,6 +72,13 @@ def model_statement(job: Job, record: RoundRecord, costs: Mapping[str, SiteCost]
         },
         "metrics": {"federated": record.federated, "central": record.central},
     }
+
+
+def seen_in_sum(job: Job) -> str | None:
+    """What secure aggregation hid from the server; None of a job without it."""
+    if not job.secure_aggregation.enabled:
+        return None
+    return SUMMED_PRIVATELY if job.privacy.private else SUMMED_WITHOUT_PRIVACY
 
 
 def site_sentence(name: str, cost: SiteCost, *, private: bool) -> str:

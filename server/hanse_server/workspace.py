@@ -57,6 +57,7 @@ class SiteRound:
     Attributes:
         outcome: ``result``, or the label of the refusal or failure, or ``missing``.
         seconds: from the instruction to the reply.
+        update_norm: L2 norm of its update; None where there is none, or it was masked.
         terms: on which ``metrics`` left the site.
         earlier: how often it may have trained before in this round, in sessions of secure
             aggregation that could not go on.
@@ -65,7 +66,7 @@ class SiteRound:
     outcome: str
     seconds: float
     weight: float = 0.0
-    update_norm: float = 0.0
+    update_norm: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     terms: Terms = field(default_factory=Terms)

@@ -92,12 +92,12 @@ def _sites(
         if site is None:
             table.add_row(name, link, "", "", "")
             continue
-        epsilon = site["metrics"].get("epsilon")
+        epsilon, norm = site["metrics"].get("epsilon"), site["update_norm"]
         table.add_row(
             name,
             link,
             f"{site['outcome']} in {site['seconds']:.2f} s",
             "" if epsilon is None else f"{epsilon:.3f}",
-            f"{site['update_norm']:.3f}",
+            "" if norm is None else f"{norm:.3f}",
         )
     return table

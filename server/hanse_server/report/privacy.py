@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hanse.job import Privacy
+from hanse.job import Job, Privacy
 
 from hanse_server.costs import CLOSED_FORM, FAST, TARGET, TIGHT, Cost, SiteCost
 from hanse_server.report import formats
 from hanse_server.report.facts import RunFacts
-from hanse_server.statement import UNIT
+from hanse_server.report.releases import Release, releases
+from hanse_server.statement import UNIT, seen_in_sum
 
 NO_PRIVACY = "No privacy"
 NOT_RELEASED = "not released"
@@ -50,15 +51,6 @@ FOUND_BY = {
     TARGET: "the job’s target",
 }
 """Short names of accountants, for a table; the statement has them in full."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """A metric that left the sites, and by which way; how much of the page's red it deserves."""
-
-    name: str
-    way: str
-    noised: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +104,9 @@ def privacy_statement(run: RunFacts) -> PrivacyStatement:
     return PrivacyStatement(
         private=private,
         sentence=_sentence(run) if private else _without_privacy(run),
-        terms=_terms(run.job.privacy) if private else (),
+        terms=tuple(_terms(run.job)),
         sites=tuple(_line(name, cost) for name, cost in run.costs.items()) if private else (),
-        releases=tuple(_releases(run)),
+        releases=tuple(releases(run)),
     )
 
 
@@ -134,15 +126,17 @@ def totals(run: RunFacts) -> list[float]:
     return [each.epsilon for each in told if each is not None and each.complete]
 
 
-def _terms(privacy: Privacy) -> tuple[tuple[str, str], ...]:
-    return (
-        ("Unit of privacy", UNIT + PERSON),
-        ("Protects against", AGAINST),
-        ("Mechanism", MECHANISM),
-        ("Clipping norm", f"{formats.number(privacy.clipping_norm)} (L2)"),
-        ("Asked for by the job", _asked(privacy)),
-        ("Accounting", ACCOUNTING),
-    )
+def _terms(job: Job) -> Iterable[tuple[str, str]]:
+    privacy = job.privacy
+    if privacy.private:
+        yield "Unit of privacy", UNIT + PERSON
+        yield "Protects against", AGAINST
+        yield "Mechanism", MECHANISM
+        yield "Clipping norm", f"{formats.number(privacy.clipping_norm)} (L2)"
+        yield "Asked for by the job", _asked(privacy)
+        yield "Accounting", ACCOUNTING
+    if (summed := seen_in_sum(job)) is not None:
+        yield "Secure aggregation", summed
 
 
 def _without_privacy(run: RunFacts) -> str:
@@ -258,46 +252,3 @@ def _known(value: float | None) -> str:
 
 def _released(value: float | None, write: formats.Write) -> str:
     return NOT_RELEASED if value is None else write(value)
-
-
-# --- what else left -------------------------------------------------------------------------
-
-
-def _releases(run: RunFacts) -> Iterable[Release]:
-    """What left beside updates and figures that are functions of no record, the worst first."""
-    yield from _counts(run)
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for cost in run.costs.values():
-        for each in cost.disclosures:
-            key = (each.kind, each.records, each.name)
-            found.setdefault(key, []).append(each.noise_multiplier or 0.0)
-    ways = {
-        "exact": "left as it is, outside epsilon",
-        "not known": "left in a way that is not known: take it to be outside epsilon",
-        "noised": "left with noise, within epsilon",
-    }
-    for kind, way in ways.items():
-        for (of_kind, records, name), noises in sorted(found.items()):
-            if of_kind == kind:
-                noise = f" (noise multiplier {_range(noises)})" if kind == "noised" else ""
-                told = (
-                    f"of {records} records {way}{noise}, at {formats.plural(len(noises), 'site')}"
-                )
-                yield Release(name=name, way=told, noised=kind == "noised")
-
-
-def _counts(run: RunFacts) -> Iterable[Release]:
-    """Ways in which numbers of records are told."""
-    public = sum(cost.count == "public" for cost in run.costs.values())
-    if public:
-        way = f"is the number of records, which {formats.plural(public, 'site')} make public"
-        yield Release(name="num-examples", way=way, noised=False)
-    rates = sum(site.privacy.sampling_rate is not None for site in run.sites)
-    if rates and run.job.privacy.private and run.job.privacy.sampling_rate is None:
-        tells = f"tells the number of training records, at {formats.plural(rates, 'site')}"
-        yield Release(name="sampling_rate", way=tells, noised=False)
-
-
-def _range(noises: Sequence[float]) -> str:
-    low, high = formats.short(min(noises)), formats.short(max(noises))
-    return low if low == high else f"{low} to {high}"

@@ -13,7 +13,16 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 from hanse.errors import WorkspaceError
-from hanse.job import Evaluation, Job, Optimizer, Privacy, StrategyChoice, TaskChoice, Training
+from hanse.job import (
+    Evaluation,
+    Job,
+    Optimizer,
+    Privacy,
+    SecureAggregation,
+    StrategyChoice,
+    TaskChoice,
+    Training,
+)
 from hanse_server.report import formats, write_report
 from hanse_server.report.settings import as_toml
 from hanse_server.statement import model_statement
@@ -21,6 +30,7 @@ from hanse_server.status import Status, StatusFile
 from hanse_server.workspace import RoundRecord, SiteRound, Terms, Workspace
 
 PRIVATE = Privacy(target_epsilon=3.0, clipping_norm=2.0, sampling_rate=1.0)
+NO_PRIVACY = Privacy(mechanism="none")
 STARTED = 1_772_400_000.0  # 2026-03-01 21:20 UTC
 VOID = {"meta", "br", "use"}
 
@@ -435,9 +445,8 @@ def test_a_sampling_rate_that_tells_the_number_of_records_is_a_release(run: Run)
 
 
 def test_no_privacy_stands_in_red_at_the_top_and_in_the_statement(run: Run) -> None:
-    none = Privacy(mechanism="none")
     sites = {"a": result(), "b": result()}
-    run.write(job(rounds=1, privacy=none), [record(1, sites, federated={"accuracy": 0.8})])
+    run.write(job(rounds=1, privacy=NO_PRIVACY), [record(1, sites, federated={"accuracy": 0.8})])
     page = run.report()
     head, _, rest = page.text.partition("Over the rounds")
     statement = rest.partition("Privacy statement")[2].partition("Settings of the job")[0]
@@ -447,6 +456,25 @@ def test_no_privacy_stands_in_red_at_the_top_and_in_the_statement(run: Run) -> N
     classes = [attrs.get("class") for attrs in page.with_class("bad")]
     assert classes.count("banner bad") == 2
     assert "Epsilon spent" not in page.table("What each site did").header
+
+
+@pytest.mark.parametrize(
+    ("privacy", "told"),
+    [(PRIVATE, "every epsilon here holds without it"), (NO_PRIVACY, "no differential privacy")],
+)
+def test_says_what_secure_aggregation_hid(run: Run, privacy: Privacy, told: str) -> None:
+    summed = job(rounds=1, privacy=privacy, secure_aggregation=SecureAggregation(enabled=True))
+    run.write(summed, [record(1, {"a": result(update_norm=None)})])
+    page = run.report()
+    assert "Secure aggregation Of the updates of a round the server learnt no more" in page.text
+    assert told in page.text
+    assert "Nothing but masked updates" in page.text
+    assert page.table("What each site did").row("a")["Last update (L2 norm)"] == "–"
+
+
+def test_says_nothing_of_secure_aggregation_where_there_is_none(run: Run) -> None:
+    run.write(job(rounds=1), [record(1, {"a": result()})])
+    assert "ecure aggregation" not in run.report().text.partition("Settings of the job")[0]
 
 
 # --- runs that did not go well --------------------------------------------------------------
