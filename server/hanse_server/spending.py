@@ -36,12 +36,12 @@ UPDATE_NORM = "update_norm"
 
 UNCHARGED = frozenset(
     {
-        *("job", "policy", "privacy_required", "calibration", "unprovable_model"),
+        *("job", "policy", "privacy_required", "calibration"),
         *("budget", "ledger", "data_changed", "ledger_broken"),
     }
 )
 """How a site says that nothing was begun. With any other outcome, silence included, it may have
-been charged, and counts here."""
+been charged, and counts here: that a model is unprovable, too, may show only as it trains."""
 
 MOST_TIGHT = 8
 """Sets of charges that the tightest accountant is asked for, at most: each takes it seconds."""

@@ -80,7 +80,9 @@ def test_training_in_a_session_that_was_lost_is_counted_too() -> None:
     assert not found.data_set.complete
 
 
-@pytest.mark.parametrize("outcome", ["missing", "update", "diverged", "client_app", "task"])
+@pytest.mark.parametrize(
+    "outcome", ["unprovable_model", "missing", "update", "diverged", "client_app", "task"]
+)
 def test_whoever_was_asked_and_did_not_refuse_is_counted(outcome: str) -> None:
     found = cost(job(), record(1, took_part()), record(2, ended(outcome)))
     assert (found.asked, found.counted) == (2, 2)
