@@ -15,16 +15,15 @@ from hanse.flower import JOB, ROUND, to_record
 from hanse.job import Job
 from hanse.task import load_task
 
-from hanse_server import checkpoint
-from hanse_server.checkpoint import Checkpoint, Progress
+from hanse_server.archive import Archive
+from hanse_server.checkpoint import Progress
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.model import CentralJudge, initial_weights
 from hanse_server.replies import ReplyDesk, specs_of
 from hanse_server.secagg import SecureTraining
 from hanse_server.secagg.stage import StageDesk
-from hanse_server.spending import FIGURES, Spending
-from hanse_server.statement import model_statement
+from hanse_server.spending import FIGURES
 from hanse_server.status import Status, StatusFile
 from hanse_server.strategies import Resumable, make_strategy, released_model
 from hanse_server.workspace import RoundRecord, SiteRound, Workspace, read_history
@@ -74,7 +73,7 @@ class RoundLoop:
         )
         self._judge = CentralJudge(self._task, job)
         self._status = StatusFile(workspace.folder)
-        self._spending = Spending(job)
+        self._archive = Archive(job, workspace)
         self._owing: frozenset[str] = frozenset()  # asked by an earlier server of this run
         metrics.rounds_planned.set(job.rounds)
 
@@ -216,46 +215,16 @@ class RoundLoop:
     ) -> Progress:
         """Make the round durable; only then is what the sites sent settled."""
         with self._metrics.phases.during("checkpointing"):
-            progress = self._keep_models(record, released, progress)
             state = self._strategy.state() if isinstance(self._strategy, Resumable) else {}
-            # History first: a round that is in it and in no checkpoint is run again and struck.
-            self._workspace.append(record)
-            checkpoint.save(
-                self._workspace.checkpoints,
-                Checkpoint(progress=progress, arrays=arrays, strategy=state),
-            )
+            progress = self._archive.keep(record, arrays, released, progress, state)
             self._grid.settle()
         return progress
-
-    def _keep_models(
-        self, record: RoundRecord, released: ArrayRecord, progress: Progress
-    ) -> Progress:
-        folder = self._workspace.models
-        self._spending.fold(record)
-        costs = self._spending.costs(tight=record.round == self._job.rounds)
-        statement = model_statement(self._job, record, costs)
-        if record.round == self._job.rounds or record.outcome == "completed":
-            checkpoint.save_model(folder / "last.safetensors", released, statement)
-        value = self._selected(record)
-        if value is None or (progress.best is not None and value <= progress.best):
-            return progress
-        checkpoint.save_model(folder / "best.safetensors", released, statement)
-        return replace(progress, best=value, best_round=record.round)
-
-    def _selected(self, record: RoundRecord) -> float | None:
-        """The value that decides which model is best, higher is better; None if not measured."""
-        select = self._job.evaluation.select
-        metrics = record.central or record.federated
-        value = metrics.get(select.lstrip("-"))
-        return None if value is None else -value if select.startswith("-") else value
 
     # --- before, between and after ----------------------------------------------------------
 
     def _resume(self) -> tuple[ArrayRecord, Progress]:
         self._owing = self._grid.owing()
-        last = checkpoint.load_last(self._workspace.checkpoints)
-        for line in self._workspace.truncate(0 if last is None else last.progress.round):
-            self._spending.fold(RoundRecord.from_line(line))
+        last = self._archive.resume()
         if last is None:
             return to_record(initial_weights(self._task, self._job)), Progress()
         if isinstance(self._strategy, Resumable):

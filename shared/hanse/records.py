@@ -20,7 +20,8 @@ class Data(Settings):
     """``[data]`` of a site: the private records, and those of them kept back.
 
     Give ``test`` a file of its own, or ``holdout`` a fraction of ``train``, in expectation, that
-    ``holdout_seed`` picks. Held-out records never take part in training.
+    ``holdout_seed`` picks by their content as the task reads it. Held-out records never take
+    part in training; another task, or other options, may read and so pick otherwise.
     """
 
     train: Path
