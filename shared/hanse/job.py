@@ -157,11 +157,12 @@ class SecureAggregation(Settings):
 
     It is a second wall beside ``[privacy]`` and no part of it: no noise is saved. Range and
     number of sites decide the step of the fixed-point numbers that are summed: at most
-    ``range * sites / 2**29``.
+    ``range * sites / 2**29``. A round takes at most 1,000 sites (``strategy.fraction``), of which
+    every two mask with each other.
 
     Attributes:
         threshold: fraction of a round's sites that must stay to its end; fewer are a round
-            missed. With it the server would need more than ``2 * threshold - 1`` of them on its
+            missed. With it the server would need at least ``2 * threshold - 1`` of them on its
             side to learn more than one sum.
         range: largest absolute value of a coordinate of an update, times its weight over the
             largest weight of the round.
