@@ -17,7 +17,7 @@ from hanse_client.privacy.noise import SecureNoise
 from hanse_client.training import Trainer
 from torch import Tensor, nn
 
-WEIGHTS = 16_000  # few enough that torch starts no threads, which a fork would not survive
+WEIGHTS = 16_000
 
 
 class Untouched(Task[NoOptions]):
@@ -94,6 +94,7 @@ def in_a_fork(source: SecureNoise) -> Tensor:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # those of the parent did not come along
             with os.fdopen(sending, "wb") as pipe:
                 pipe.write(source.standard_normals(WEIGHTS).numpy().tobytes())
         finally:
