@@ -306,7 +306,10 @@ def drawn(kind: str, data: st.DataObject) -> tuple[nn.Module, Examples]:
 def by_backend(
     backend: BackendName, model: nn.Module, loss: RecordLoss, norm: float, batch: Examples
 ) -> ClippedSum:
-    with exact_float32(), closing(make_backend(backend, model, loss, Clipping(norm))) as made:
+    with (
+        exact_float32(torch.device("cpu")),
+        closing(make_backend(backend, model, loss, Clipping(norm))) as made,
+    ):
         return made.clipped_sum(batch)
 
 

@@ -13,7 +13,7 @@ from hanse_client.plan import PrivateSteps
 from hanse_client.privacy.backends import make_backend
 from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
 from hanse_client.privacy.memory import PILOT, records_that_fit, saved_for_backward
-from hanse_client.privacy.noise import NoiseSource, SecureNoise, add_noise
+from hanse_client.privacy.noise import NoiseSource, SecureNoise, noised
 from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.settings import BackendName, Precision
 from hanse_client.steps import Outcome, RecordLoss, trainable
@@ -81,9 +81,9 @@ class DpEngine:
     def __call__(self, batch: Examples) -> Outcome:
         """One step of the optimiser on ``batch``, which may be empty."""
         sums, outcome = self._clipped_sum(batch)
-        add_noise(sums, self._deviation, self._noise)
-        for parameter, total in zip(self._parameters, sums, strict=True):
-            parameter.grad = total.div_(self._batch_size)
+        noised(sums, self._deviation, self._batch_size, self._noise)
+        for parameter, gradient in zip(self._parameters, sums, strict=True):
+            parameter.grad = gradient
         self._pull()
         self._optimizer.step()
         return outcome
@@ -94,20 +94,16 @@ class DpEngine:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _clipped_sum(self, batch: Examples) -> tuple[Sequence[Tensor], Outcome]:
-        sums: Sequence[Tensor] | None = None
-        losses, clipped = [batch.targets.new_zeros(0, dtype=torch.float32)], 0
-        for part in self._parts(batch):
-            found = self._part_sum(part)
-            losses.append(found.losses)
-            clipped += self._clipping.clipped(found.norms)
-            if sums is None:
-                sums = found.sums
-            else:
-                for total, addend in zip(sums, found.sums, strict=True):
-                    total.add_(addend)
-        if sums is None:
+        total: ClippedSum | None = None
+        with exact_float32(self._parameters[0].device):
+            for part in self._parts(batch):
+                found = self._part_sum(part)
+                total = found if total is None else total.plus(found)
+        if total is None:
             sums = [torch.zeros_like(parameter) for parameter in self._parameters]
-        return sums, Outcome(records=len(batch), losses=torch.cat(losses), clipped=clipped)
+            return sums, Outcome(records=0, losses=batch.targets.new_zeros(0).float())
+        clipped = self._clipping.clipped(total.norms)
+        return total.sums, Outcome(records=len(batch), losses=total.losses, clipped=clipped)
 
     def _parts(self, batch: Examples) -> Iterator[Examples]:
         """``batch`` in parts that fit into memory; none of an empty one."""
@@ -119,10 +115,9 @@ class DpEngine:
             start = stop
 
     def _part_sum(self, part: Examples) -> ClippedSum:
-        with exact_float32():
-            if self._physical is not None:
-                return self.backend.clipped_sum(part)
-            with saved_for_backward(self._parameters) as saved:
-                found = self.backend.clipped_sum(part)
-            self._physical = records_that_fit(len(part), sum(saved.values()), found.held)
-            return found
+        if self._physical is not None:
+            return self.backend.clipped_sum(part)
+        with saved_for_backward(self._parameters) as saved:
+            found = self.backend.clipped_sum(part)
+        self._physical = records_that_fit(len(part), sum(saved.values()), found.held)
+        return found

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from torch import Tensor
 
-BLOCK = 2**15
+BLOCK = 2**17
 """Values drawn at once: they stay in a CPU's cache, and memory does not grow with the model."""
 
-_ZEROS = bytes(8 * BLOCK)
 _FRACTION = 2**52 - 1
 _ONE = 0x3FF << 52  # the exponent of floats in [1, 2)
 _TWO = torch.tensor(2.0, dtype=torch.float64)
@@ -77,7 +76,7 @@ class SecureNoise:
         if self._process != os.getpid():
             self._rekey()
         stream = memoryview(self._stream)[: 8 * count]
-        self._cipher.update_into(memoryview(_ZEROS)[: 8 * count], stream)
+        self._cipher.update_into(stream, stream)  # what is enciphered there is no matter
         return torch.frombuffer(stream, dtype=torch.int64)
 
     def _rekey(self) -> None:
@@ -87,29 +86,41 @@ class SecureNoise:
         ).encryptor()
 
 
-def add_noise(tensors: Sequence[Tensor], deviation: float, source: NoiseSource) -> None:
-    """Add to each value of contiguous tensors, in place, noise of that standard deviation.
+def noised(sums: Sequence[Tensor], deviation: float, divisor: float, source: NoiseSource) -> None:
+    """Make each value of contiguous tensors, in place, its sum with noise over ``divisor``.
 
     The noise is drawn on the CPU wherever the tensors are: for a model on a GPU it crosses the
     bus, 8 bytes a weight, which costs less than a step, and is the same cipher's. Sum and noise
     are added in float64 and rounded once (in float32 on a device without float64), so that the
     grid of floats that noise falls on does not tell the sum beneath it.
+
+    Args:
+        deviation: standard deviation of the noise in each value of the sum.
     """
-    flat = [tensor.detach().view(-1) for tensor in tensors]
-    left = sum(map(len, flat))
-    drawn = torch.empty(0)
-    for values in flat:
-        start = 0
-        while start < len(values):
-            if len(drawn) == 0:
-                drawn = source.standard_normals(min(BLOCK, left)).to(_precise(values.device))
-                left -= len(drawn)
-            part = values[start : start + len(drawn)]
-            noise, drawn = drawn[: len(part)], drawn[len(part) :]
-            noise = noise.to(values.device)
-            part.copy_(part.to(noise.dtype).add_(noise, alpha=deviation))
-            start += len(part)
+    device = sums[0].device
+    precise = torch.float32 if device.type == "mps" else torch.float64
+    exact = torch.empty(min(BLOCK, sum(map(torch.numel, sums))), dtype=precise, device=device)
+    for pieces in _blocks(sums):
+        sizes = [piece.numel() for piece in pieces]
+        total = exact[: sum(sizes)]
+        values = torch.split(total, sizes)
+        for value, piece in zip(values, pieces, strict=True):
+            value.copy_(piece)
+        noise = source.standard_normals(total.numel()).to(device, precise)
+        total.add_(noise, alpha=deviation).mul_(1.0 / divisor)
+        for value, piece in zip(values, pieces, strict=True):
+            piece.copy_(value)
 
 
-def _precise(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+def _blocks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """All values of ``tensors`` as pieces of one dimension, at most :data:`BLOCK` at once."""
+    pieces: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        for piece in torch.split(tensor.view(-1), BLOCK):
+            if size + piece.numel() > BLOCK:
+                yield pieces
+                pieces, size = [], 0
+            pieces.append(piece)
+            size += piece.numel()
+    yield pieces

@@ -75,6 +75,13 @@ def test_layers_that_look_at_one_record_are_not(layer: nn.Module) -> None:
     check_provable(nn.Sequential(nn.Linear(6, 8), layer))
 
 
+def test_a_table_that_shrinks_the_rows_it_is_asked_for_is_refused_frozen_or_not() -> None:
+    table = nn.Embedding(5, 3, max_norm=1.0)
+    for model in (nn.Sequential(table), nn.Sequential(still(table), nn.Linear(3, 3))):
+        with pytest.raises(UnprovableModelError, match=r"'0' \(Embedding\) has max_norm"):
+            check_provable(model)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_refused_where_it_is_trained(dtype: torch.dtype) -> None:
     model = perceptron().to(dtype)
@@ -174,6 +181,30 @@ class Restless(nn.Module):
         return inputs * noise if self.training else inputs
 
 
+class Hidden(nn.Module):
+    """Looks at the whole batch behind dropout that is no layer, in training only."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        dropped = F.dropout(inputs, 0.5, self.training)
+        return self.mix(dropped) if self.training else dropped
+
+
+class Drifting(nn.Module):
+    """A frozen weight that training does not learn, and that moves all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8), requires_grad=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.scale.add_(inputs.detach().mean(dim=0), alpha=0.1)
+        return inputs
+
+
 class Remembering(nn.Module):
     """A buffer that learns from the records."""
 
@@ -229,7 +260,10 @@ def check_all(model: nn.Module, examples: Examples) -> None:
             "depends on the other records",
         ),
         (lambda: perceptron(Shaken(), Centred()), "depends on the other records"),
+        (lambda: perceptron(Hidden(lambda x: x - x.mean(dim=0))), "depends on the other records"),
+        (lambda: perceptron(Hidden(lambda x: x / len(x))), "depends on the other records"),
         (lambda: perceptron(Remembering()), "buffer '1.memory' changes"),
+        (lambda: perceptron(Drifting()), "parameter '1.scale' changes"),
         (Borrowing, "'layer.weight' is used outside"),
         (lambda: perceptron(Restless()), "randomness is not torch's"),
     ],
@@ -238,7 +272,10 @@ def check_all(model: nn.Module, examples: Examples) -> None:
         "in-training",
         "with-dropout",
         "random",
+        "hidden",
+        "hidden-size",
         "remembering",
+        "drifting",
         "borrowing",
         "restless",
     ],

@@ -60,10 +60,10 @@ class BookkeepingBackend:
         books.open(len(part))
         for each in self._taps:
             each.calls = 0
-        with torch.autocast(part.targets.device.type, torch.bfloat16, enabled=self._lowered):
-            losses = self._loss(self._model(*part.inputs), part.targets).float()
+        losses = self._losses(part)
         if books.first:
-            torch.autograd.grad(losses.sum(), books.first, allow_unused=True)
+            ones = torch.ones_like(losses)
+            torch.autograd.grad(losses, books.first, ones, allow_unused=True)
         norms, entries = books.close()
         if norms is None:
             norms = torch.zeros_like(losses)
@@ -73,11 +73,17 @@ class BookkeepingBackend:
         held = sum(found.nbytes() for _, found in entries)
         sums = _sums(entries, self._clipping.factors(norms))
         return ClippedSum(
-            sums=tuple(sums[p] if p in sums else torch.zeros_like(p) for p in self._parameters),
+            sums=tuple(_or_zeros(sums.get(p), p) for p in self._parameters),
             losses=losses.detach(),
             norms=norms,
             held=held,
         )
+
+    def _losses(self, part: Examples) -> Tensor:
+        if not self._lowered:
+            return self._loss(self._model(*part.inputs), part.targets)
+        with torch.autocast(part.targets.device.type, torch.bfloat16):
+            return self._loss(self._model(*part.inputs), part.targets).float()
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -98,3 +104,7 @@ def _sums(entries: list[Entry], factors: Tensor) -> dict[Tensor, Tensor]:
             else:
                 sums[owner] = total
     return sums
+
+
+def _or_zeros(total: Tensor | None, parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if total is None else total

@@ -100,7 +100,7 @@ class Product:
     def squares(self) -> Squares:
         left, right = _square(self.left), _square(self.right)
         if self.bias:
-            left = left + 1.0
+            left.add_(1.0)
         finite = torch.maximum(left, right) <= LARGEST
         return Squares(torch.where(finite, left * right, math.inf))
 
