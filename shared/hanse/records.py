@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
 from hanse.config import Settings
 from hanse.errors import DataError
@@ -27,7 +27,7 @@ class Data(Settings):
     train: Path
     test: Path | None = None
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    holdout_seed: NonNegativeInt = 0
+    holdout_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     def below(self, folder: Path) -> Data:
         """The same with paths taken from ``folder``."""
@@ -93,7 +93,7 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
     """
     if fraction == 0.0:
         return examples, None
-    key = seed.to_bytes((seed.bit_length() + 7) // 8, "big")
+    key = seed.to_bytes(8, "big")
     draws = torch.tensor(
         [_draw(key, record) for record in _contents(examples)], dtype=torch.float64
     )

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -85,7 +85,7 @@ class CertificateVerifier:
             certificate = x509.load_der_x509_certificate(credential)
             usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
             key = certificate.public_key()
-        except (ValueError, x509.ExtensionNotFound) as malformed:
+        except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as malformed:
             raise PeerError(f"site {name!r} shows no site's certificate") from malformed
         if not re.fullmatch(SITE_NAME, name) or common_name(certificate) != name:
             raise PeerError(f"site {name!r} shows the certificate of {common_name(certificate)!r}")

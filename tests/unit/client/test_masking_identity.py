@@ -80,6 +80,15 @@ def test_what_is_no_certificate_is_refused(ca: Authority, credential: bytes) -> 
         verifier.key_of("site-1", credential)
 
 
+def test_a_key_of_an_unknown_kind_is_refused(ca: Authority) -> None:
+    verifier = CertificateVerifier(ca.certificate_pem, {})
+    curve = bytes.fromhex("06082a8648ce3d0301")  # of the curve's name, all but the last byte
+    issued = der(ca.issue_site("site-1"))
+    assert curve + b"\x07" in issued
+    with pytest.raises(PeerError, match="no site's certificate"):
+        verifier.key_of("site-1", issued.replace(curve + b"\x07", curve + b"\x7f"))
+
+
 # --- pins -------------------------------------------------------------------------------------
 
 

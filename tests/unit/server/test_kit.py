@@ -10,6 +10,7 @@ import pytest
 from hanse.config import validate
 from hanse.errors import CertificateError, SiteFileError
 from hanse.records import Data
+from hanse_client.privacy.settings import EngineSettings
 from hanse_client.site import (
     AllowedTask,
     Budget,
@@ -107,7 +108,7 @@ def test_site_toml_names_every_setting() -> None:
     text = site_toml("north", "localhost:8443")
     models: list[type[BaseModel]] = [
         *(Site, Tls, Data, Budget),
-        *(Policy, Noise, SecureAggregationPolicy, AllowedTask),
+        *(Policy, Noise, SecureAggregationPolicy, AllowedTask, EngineSettings),
     ]
 
     named = set(re.findall(r"^(?:#\s+)?(\w+) = ", text, flags=re.MULTILINE))
