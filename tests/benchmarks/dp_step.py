@@ -7,14 +7,13 @@ of its own that holds the model and the batch. A mode that cannot train a model 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import gc
 import json
 import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -33,7 +32,6 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
 VARIANTS = ("plain", "opacus_hooks", "opacus_ghost", "hanse")
-REPETITIONS = 15
 LEARNING_RATE, CLIPPING_NORM, NOISE_MULTIPLIER = 1e-3, 1.0, 1.0
 
 Step = Callable[[], object]
@@ -111,8 +109,8 @@ class MiniLm(nn.Module):
             intermediate_size=1536,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            num_labels=4,
         )
+        config.num_labels = 4
         self.bert = BertForSequenceClassification(config)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -128,7 +126,7 @@ def lora() -> nn.Module:
 
     model = MiniLm()
     settings = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["query", "value"])
-    model.bert = inject_adapter_in_model(settings, model.bert)
+    inject_adapter_in_model(settings, model.bert)  # in place
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or "classifier" in name)
     return model
@@ -198,7 +196,7 @@ def opacus_hooks(model: nn.Module, batch: Examples) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        cross_entropy(wrapped(*batch.inputs), batch.targets).mean().backward()
+        torch.autograd.backward(cross_entropy(wrapped(*batch.inputs), batch.targets).mean())
         optimizer.step()
 
     return step
@@ -256,15 +254,76 @@ def ready(case: Case, variant: str) -> Step | None:
 # --- the measurements ------------------------------------------------------------------------
 
 
-def seconds(case: Case, repetitions: int = REPETITIONS) -> dict[str, float | None]:
-    steps = {variant: ready(case, variant) for variant in VARIANTS}
-    taken: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+def rows() -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    return [
+        {
+            "model": case.model,
+            "batch": case.batch,
+            **seconds(case),
+            **{f"{variant}_mb": in_a_process(case, variant) for variant in VARIANTS},
+        }
+        for case in CASES.values()
+    ]
+
+
+def seconds(case: Case) -> dict[str, float | None]:
+    """The median time of a step of each variant."""
+    steps = {variant: step for variant in VARIANTS if (step := ready(case, variant))}
+    taken: dict[str, list[float]] = {variant: [] for variant in steps}
+    started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(repetitions):
+        while worthwhile(len(taken["plain"]), time.perf_counter() - started):
             for variant, step in steps.items():
-                if step is not None:
-                    started = time.perf_counter()
-                    step()
-                    taken[variant].append(time.perf_counter() - started)
-    return {variant: statistics.median(t) if t else None for variant, t in taken.items()}
+                before = time.perf_counter()
+                step()
+                taken[variant].append(time.perf_counter() - before)
+    medians = {variant: statistics.median(times) for variant, times in taken.items()}
+    return {variant: medians.get(variant) for variant in VARIANTS}
+
+
+def worthwhile(rounds: int, spent: float) -> bool:
+    """Whether another round is worth its time."""
+    return rounds < 5 or (rounds < 100 and spent < 30.0)
+
+
+def in_a_process(case: Case, variant: str) -> float | None:
+    """The peak memory of a step in MB, from a process of its own."""
+    found = subprocess.run(
+        [sys.executable, __file__, case.model, variant],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    megabytes: float | None = json.loads(found.stdout.splitlines()[-1])
+    return megabytes
+
+
+def peak_memory(case: Case, variant: str) -> float | None:
+    """By how many MB a step's peak is above what the process held before it; Linux only."""
+    torch.set_num_threads(1)
+    step = ready(case, variant)
+    if step is None:
+        return None
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the first step freed goes back to the system
+    process = Path("/proc/self")
+    before = held(process, "VmRSS")
+    (process / "clear_refs").write_text("5")  # the peak begins here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step()
+    return held(process, "VmHWM") - before
+
+
+def held(process: Path, what: str) -> float:
+    """In MB."""
+    lines = (process / "status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(what))
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(peak_memory(CASES[sys.argv[1]], sys.argv[2])))

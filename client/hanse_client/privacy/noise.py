@@ -7,16 +7,17 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 2**17
 """Values drawn at once: they stay in a CPU's cache, and memory does not grow with the model."""
 
-_FRACTION = 2**52 - 1
-_ONE = 0x3FF << 52  # the exponent of floats in [1, 2)
-_TWO = torch.tensor(2.0, dtype=torch.float64)
+_FRACTION = np.uint64(2**52 - 1)
+_ONE = np.uint64(0x3FF << 52)  # the exponent of floats in [1, 2)
 
 
 def fresh_seed() -> int:
@@ -48,36 +49,41 @@ class SecureNoise:
     """
 
     def __init__(self) -> None:
-        self._stream = bytearray(8 * BLOCK)
+        self._words = np.zeros(BLOCK, dtype=np.uint64)
         self._rekey()
 
     def standard_normals(self, count: int) -> Tensor:
         """``count`` fresh values, float64, on the CPU, shape (count,)."""
-        blocks = [min(BLOCK, count - start) for start in range(0, count, BLOCK)]
-        if len(blocks) == 1:
+        if 0 < count <= BLOCK:
             return self._block(count)
-        return torch.cat([torch.empty(0, dtype=torch.float64), *map(self._block, blocks)])
+        starts = range(0, count, BLOCK)
+        blocks = [self._block(min(BLOCK, count - start)) for start in starts]
+        return torch.cat([torch.empty(0, dtype=torch.float64), *blocks])
 
     def _block(self, count: int) -> Tensor:
         pairs = (count + 1) // 2
-        words = self._words(2 * pairs)
+        words = self._random_words(2 * pairs)
         # A random fraction behind the exponent of 1 is uniform in [1, 2).
-        uniforms = words.bitwise_and_(_FRACTION).bitwise_or_(_ONE).view(torch.float64)
-        radius, angle = uniforms[:pairs], uniforms[pairs:].mul_(2.0 * math.pi)
-        torch.sub(_TWO, radius, out=radius)  # in (0, 1]: no logarithm of 0
+        np.bitwise_and(words, _FRACTION, out=words)
+        np.bitwise_or(words, _ONE, out=words)
+        uniforms = words.view(np.float64)
+        np.subtract(2.0, uniforms[:pairs], out=uniforms[:pairs])  # in (0, 1]: no logarithm of 0
+        radius, angle = torch.from_numpy(uniforms).view(2, pairs)  # torch's are vectorised
         radius.log_().mul_(-2.0).sqrt_()
+        angle.mul_(2.0 * math.pi)
         normals = torch.empty(2, pairs, dtype=torch.float64)
         torch.cos(angle, out=normals[0])
         torch.sin(angle, out=normals[1])
         return normals.mul_(radius).view(-1)[:count]
 
-    def _words(self, count: int) -> Tensor:
-        """64-bit words of the key stream, in a buffer that the next ones will overwrite."""
+    def _random_words(self, count: int) -> NDArray[np.uint64]:
+        """Words of the key stream, in a buffer that the next ones will overwrite."""
         if self._process != os.getpid():
             self._rekey()
-        stream = memoryview(self._stream)[: 8 * count]
+        words = self._words[:count]
+        stream = memoryview(words).cast("B")
         self._cipher.update_into(stream, stream)  # what is enciphered there is no matter
-        return torch.frombuffer(stream, dtype=torch.int64)
+        return words
 
     def _rekey(self) -> None:
         self._process = os.getpid()

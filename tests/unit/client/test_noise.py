@@ -20,6 +20,7 @@ from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.hooks import quiet
 from hanse_client.privacy.noise import SecureNoise, noised
 from hanse_client.privacy.settings import BackendName
+from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
@@ -57,10 +58,10 @@ def test_the_normals_are_those_of_the_cipher_by_box_and_muller(
 def test_the_ends_of_the_uniforms_give_finite_normals(
     fraction: int, largest: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def words(self: SecureNoise, count: int) -> Tensor:
-        return torch.full((count,), fraction)
+    def words(self: SecureNoise, count: int) -> NDArray[np.uint64]:
+        return np.full(count, fraction, dtype=np.uint64)
 
-    monkeypatch.setattr(SecureNoise, "_words", words)
+    monkeypatch.setattr(SecureNoise, "_random_words", words)
     assert float(SecureNoise().standard_normals(4).abs().max()) == pytest.approx(largest)
 
 
