@@ -242,6 +242,24 @@ def recurrent(draw: Draw) -> Made:
     return Recurrent(), (torch.randint(0, 7, (RECORDS, draw(st.integers(1, 4)))),)
 
 
+def repeated(draw: Draw) -> Made:
+    """One layer under two names, and one attention twice."""
+    layer = nn.Linear(4, 4)
+    attention = Attending(4, 2, crossed=False, batch_first=True)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.attending = layer, layer, attention
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = self.other(self.one(inputs).tanh())
+            once = self.attending(hidden, hidden, hidden)
+            return self.attending(once, once, once)  # type: ignore[no-any-return]
+
+    return Twice(), (torch.randn(RECORDS, draw(st.integers(1, 4)), 4),)
+
+
 def frozen(draw: Draw) -> Made:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 2))
     for place in draw(st.sets(st.integers(0, 2), min_size=1)):
@@ -269,6 +287,7 @@ MODELS: dict[str, Callable[[Draw], Made]] = {
     "transformers": transformers,
     "lora": lora,
     "recurrent": recurrent,
+    "repeated": repeated,
     "frozen": frozen,
 }
 ELSEWHERE = {  # what Opacus cannot do
@@ -281,6 +300,7 @@ ELSEWHERE = {  # what Opacus cannot do
     "encoder": {"ghost", "hooks"},
     "transformers": {"ghost", "hooks"},
     "recurrent": {"ghost"},
+    "repeated": {"ghost", "hooks"},
 }
 PAIRS = [
     (backend, kind)

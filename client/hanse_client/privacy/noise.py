@@ -81,7 +81,7 @@ class SecureNoise:
         if self._process != os.getpid():
             self._rekey()
         words = self._words[:count]
-        stream = memoryview(words).cast("B")
+        stream = words.data.cast("B")
         self._cipher.update_into(stream, stream)  # what is enciphered there is no matter
         return words
 

@@ -135,13 +135,14 @@ def tap(books: Books, model: nn.Module) -> list[Tap]:
     return taps
 
 
-def _learning(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers with trainable parameters of their own; attention counts as one layer."""
-    if any(parameter.requires_grad for parameter in _owned(module)):
-        yield name, module
-    if not isinstance(module, nn.MultiheadAttention):
-        for child, layer in module.named_children():
-            yield from _learning(layer, f"{name}.{child}" if name else child)
+def _learning(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers with trainable parameters of their own, each once; attention is one layer."""
+    inner: set[nn.Module] = set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.MultiheadAttention):
+            inner.update(layer.children())
+        if layer not in inner and any(parameter.requires_grad for parameter in _owned(layer)):
+            yield name, layer
 
 
 def _owned(layer: nn.Module) -> Iterator[nn.Parameter]:
