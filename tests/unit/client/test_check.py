@@ -67,7 +67,7 @@ def test_everything_is_tried_though_one_thing_fails(site_file: Path) -> None:
 def test_the_facts_of_a_site_and_a_job(site_file: Path) -> None:
     findings = found(site_file)
 
-    assert "224 records to train on, 80 held out" in findings["data"].message
+    assert "227 records to train on, 77 held out" in findings["data"].message
     assert "heart: 40 rounds of 1 step, noise multiplier 8.7" in findings["policy"].message
     assert "epsilon 3 at delta 1e-05; nothing is spent" in findings["budget"].message
     assert "a weight of 1.0" in findings["leaves the site"].message
