@@ -47,7 +47,8 @@ class Examples:
 
     def take(self, indices: Tensor) -> Examples:
         """The records at ``indices``, shape (k,), in that order."""
-        return Examples(tuple(tensor[indices] for tensor in self.inputs), self.targets[indices])
+        inputs = tuple(tensor.index_select(0, indices) for tensor in self.inputs)
+        return Examples(inputs, self.targets.index_select(0, indices))
 
     def to(self, device: torch.device) -> Examples:
         """The same records on ``device``."""

@@ -1,8 +1,9 @@
 """A step of private training: Hanse's engine, Opacus' modes and plain SGD, one thread.
 
-Time is the median over rounds in which each variant takes one step after the other, so that
-whatever else the machine does hits all alike. Memory is what a step adds at its peak to a process
-of its own that holds the model and the batch. A mode that cannot train a model gives null.
+Time is the median over rounds in which each variant takes one step, in an order of its own, so
+that whatever else the machine does, and what a step leaves in its caches, hits all alike. Memory
+is what a step adds at its peak to a process of its own that holds the model and the batch. A mode
+that cannot train a model gives null.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import gc
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -271,13 +273,14 @@ def seconds(case: Case) -> dict[str, float | None]:
     """The median time of a step of each variant."""
     steps = {variant: step for variant in VARIANTS if (step := ready(case, variant))}
     taken: dict[str, list[float]] = {variant: [] for variant in steps}
+    order = random.Random(0)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         while worthwhile(len(taken["plain"]), time.perf_counter() - started):
-            for variant, step in steps.items():
+            for variant in order.sample(list(steps), len(steps)):
                 before = time.perf_counter()
-                step()
+                steps[variant]()
                 taken[variant].append(time.perf_counter() - before)
     medians = {variant: statistics.median(times) for variant, times in taken.items()}
     return {variant: medians.get(variant) for variant in VARIANTS}

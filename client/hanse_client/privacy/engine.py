@@ -80,7 +80,8 @@ class DpEngine:
 
     def __call__(self, batch: Examples) -> Outcome:
         """One step of the optimiser on ``batch``, which may be empty."""
-        self._optimizer.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
         sums, outcome = self._clipped_sum(batch)
         noised(sums, self._deviation, self._batch_size, self._noise)
         for parameter, gradient in zip(self._parameters, sums, strict=True):

@@ -29,7 +29,7 @@ class NoiseSource(Protocol):
     """Independent standard normals."""
 
     def standard_normals(self, count: int) -> Tensor:
-        """``count`` fresh values, float64, on the CPU, shape (count,)."""
+        """``count`` fresh values, float64, on the CPU, shape (count,); the caller's to change."""
         ...
 
 
@@ -103,19 +103,13 @@ def noised(sums: Sequence[Tensor], deviation: float, divisor: float, source: Noi
     Args:
         deviation: standard deviation of the noise in each value of the sum.
     """
-    device = sums[0].device
-    precise = torch.float32 if device.type == "mps" else torch.float64
-    exact = torch.empty(min(BLOCK, sum(map(torch.numel, sums))), dtype=precise, device=device)
+    precise = torch.float32 if sums[0].device.type == "mps" else torch.float64
     for pieces in _blocks(sums):
         sizes = [piece.numel() for piece in pieces]
-        total = exact[: sum(sizes)]
-        values = torch.split(total, sizes)
-        for value, piece in zip(values, pieces, strict=True):
-            value.copy_(piece)
-        noise = source.standard_normals(total.numel()).to(device, precise)
-        total.add_(noise, alpha=deviation).mul_(1.0 / divisor)
-        for value, piece in zip(values, pieces, strict=True):
-            piece.copy_(value)
+        scaled = source.standard_normals(sum(sizes)).mul_(deviation / divisor)
+        noise = torch.split(scaled.to(pieces[0].device, precise), sizes)
+        for piece, part in zip(pieces, noise, strict=True):
+            piece.copy_(part.add_(piece.to(precise), alpha=1.0 / divisor))
 
 
 def _blocks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
