@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hanse_client.audit import AuditTrail
+from hanse_client.audit import AuditTrail, last_digest, read_audit, read_chained
 from hanse_client.ledger.book import Account, Book, short
 from hanse_client.ledger.ledger import Ledger
 from hanse_client.ledger.reader import read_ledger
@@ -34,19 +34,39 @@ def ledger_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
     """What was spent, by account, with every charge.
 
     Args:
-        verify: whether to hold the ledger against the audit trail.
+        verify: whether to hold the ledger against the audit trail; done anyway where there is
+            no ledger, so that one that was removed does not pass for nothing spent.
 
     Raises:
         LedgerBrokenError: if a row was changed; with ``verify``, if the two do not agree.
     """
     path, budget = ledger_path(site), site.budget
     result: dict[str, Any] = {"site": site.name, "budget": budget.model_dump()}
-    if verify:
+    if verify or not path.exists():
         found = verify_ledger(path, audit_path(site), budget.delta)
-        result["verified"] = asdict(found)
+        result |= {"verified": asdict(found)} if verify else {}
     book = read_ledger(path) if path.exists() else Book()
     result["accounts"] = [_account(book, account, site) for account in book.accounts()]
     return result
+
+
+def audit_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
+    """What was asked and what left, line by line.
+
+    Args:
+        verify: whether to check that each line follows from the one before it, and that none
+            is missing that the ledger knows of.
+
+    Raises:
+        LedgerBrokenError: if a line is damaged; with ``verify``, if one was changed or removed.
+    """
+    path = audit_path(site)
+    result: dict[str, Any] = {"verified": verify}
+    if verify:
+        found = verify_ledger(ledger_path(site), path, site.budget.delta)
+        result["untold"] = found.rows - found.told
+    result["lines"] = read_chained(path) if verify else read_audit(path)
+    return result | {"last": last_digest(path)}
 
 
 def adopt_data(site: Site, account: int | None) -> None:

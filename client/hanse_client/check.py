@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from hanse.errors import HanseError, NameTakenError
+from flwr.app import MessageType
+from hanse.errors import BudgetError, HanseError, NameTakenError
 from hanse.job import Job
+from hanse.privacy.accounting import Charge, decide
 from hanse.records import fingerprints, read_records
 from hanse.task import load_task
 from hanse.tls import load_identity
 
 from hanse_client import device
-from hanse_client.books import counted, ledger_path
-from hanse_client.ledger.book import Book, short
+from hanse_client.books import audit_path, counted, ledger_path
+from hanse_client.ledger.book import Account, Book, short
 from hanse_client.ledger.reader import read_ledger
+from hanse_client.ledger.verify import verify_ledger
 from hanse_client.link import greet
-from hanse_client.plan import plan_round
+from hanse_client.plan import LocalPlan, plan_round
 from hanse_client.policy import check_job, check_plan
-from hanse_client.release import kept_back, release_of
+from hanse_client.release import Release, kept_back, release_of
 from hanse_client.serve import coordinator_of
 from hanse_client.site import Site
 
@@ -48,8 +51,8 @@ def check_site(site: Site, job: Job | None) -> Iterator[Finding]:
     """Yield each finding as it is made: data, certificate, coordinator, device, budget, egress.
 
     Args:
-        job: a job that the site is asked to take part in; its task reads the data then, and
-            its first round is held against the policy.
+        job: a job that the site is asked to take part in; its task reads the data then, its
+            first round is held against the policy, and its rounds against the budget.
     """
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("data", lambda: _data(site, job)),
@@ -57,7 +60,7 @@ def check_site(site: Site, job: Job | None) -> Iterator[Finding]:
         ("certificate", lambda: _certificate(site)),
         ("coordinator", lambda: _coordinator(site)),
         ("device", lambda: device.describe(device.resolve(site.device))),
-        ("budget", lambda: _budget(site)),
+        ("budget", lambda: _budget(site, job)),
         ("leaves the site", lambda: _egress(site, job)),
     )
     for name, check in checks:
@@ -90,10 +93,7 @@ def _policy(site: Site, job: Job | None) -> str:
     if job is None:
         return "allows the tasks " + ", ".join(task.name for task in site.policy.tasks)
     check_job(site.policy, job, 1)
-    task = load_task(job.task.name, job.task.options)
-    records = read_records(task, site.data)
-    release = release_of(site.policy, job, task, judges=records.held_out is not None)
-    plan = plan_round(job, 1, len(records.train), site=site.name, release=release)
+    plan, _ = _planned(site, job)
     check_plan(site.policy, job, plan)
     if plan.privacy is None:
         return f"allows {job.name}, which trains with no privacy"
@@ -102,6 +102,13 @@ def _policy(site: Site, job: Job | None) -> str:
         f"noise multiplier {plan.privacy.noise_multiplier:.3f}, "
         f"sampling rate {plan.privacy.sampling_rate:.4g}"
     )
+
+
+def _planned(site: Site, job: Job) -> tuple[LocalPlan, Release]:
+    task = load_task(job.task.name, job.task.options)
+    records = read_records(task, site.data)
+    release = release_of(site.policy, job, task, judges=records.held_out is not None)
+    return plan_round(job, 1, len(records.train), site=site.name, release=release), release
 
 
 def _certificate(site: Site) -> str:
@@ -124,19 +131,65 @@ def _coordinator(site: Site) -> str:
     return f"{site.coordinator} lets this site in; it runs hanse {version}, job {greeting.job}"
 
 
-def _budget(site: Site) -> str:
-    budget = site.budget
-    book = read_ledger(ledger_path(site)) if ledger_path(site).exists() else Book()
+def _budget(site: Site, job: Job | None) -> str:
+    budget, path = site.budget, ledger_path(site)
+    verify_ledger(path, audit_path(site), budget.delta)
+    book = read_ledger(path) if path.exists() else Book()
     data = fingerprints(site.data)
     account = book.account_of(data)
+    if job is not None:
+        _afford(site, job, account)
     if account is None:
         return f"epsilon {budget.epsilon:g} at delta {budget.delta:g}; nothing is spent"
     stated = book.statement(data[0], budget)
     return (
         f"epsilon {stated.spent:.4g} of {budget.epsilon:g} is spent on this data, account "
-        f"{account.number}, in {counted(stated.rounds, 'round')}; {stated.left:.4g} is left "
+        f"{account.number}, in {counted(stated.rounds, 'round')}; {stated.left:.4f} is left "
         f"(delta {budget.delta:g})"
     )
+
+
+def _afford(site: Site, job: Job, account: Account | None) -> None:
+    """Hold what the job has yet to cost against what is left.
+
+    Raises:
+        BudgetError: if not all of its rounds will fit.
+    """
+    plan, release = _planned(site, job)
+    if plan.charge is None:
+        return
+    spent = () if account is None else account.charges
+    rounds, evaluations = _awaited(job, account)
+    awaited = (_times(plan.charge, rounds), _times(release.evaluation_charge, evaluations))
+    budget = site.budget
+    verdict = decide((*spent, *filter(None, awaited)), budget=budget.epsilon, delta=budget.delta)
+    if not verdict.fits:
+        raise BudgetError(
+            f"{counted(rounds, 'more round' if spent else 'round')} of {job.name} would bring "
+            f"epsilon to {verdict.epsilon:.4g} at delta={budget.delta:g}, above the data's budget "
+            f"of {budget.epsilon:g}"
+        )
+
+
+def _awaited(job: Job, account: Account | None) -> tuple[int, int]:
+    """How many rounds and evaluations of the job are to come: of its last run, else of a new."""
+    evaluations = job.evaluation.rounds_judged_by_sites(job.rounds)
+    asked = [
+        entry.instruction
+        for _, entry in sorted(account.entries.items() if account else ())
+        if entry.instruction.job_digest == job.digest
+    ]
+    last = {each.kind: each.server_round for each in asked if each.run_id == asked[-1].run_id}
+    trained = last.get(MessageType.TRAIN, 0)
+    if trained >= job.rounds:
+        return job.rounds, evaluations
+    judged = last.get(MessageType.EVALUATE, 0) // job.evaluation.every
+    return job.rounds - trained, evaluations - judged
+
+
+def _times(charge: Charge | None, number: int) -> Charge | None:
+    """So many of a charge; None for nothing."""
+    return replace(charge, steps=charge.steps * number) if charge and number else None
 
 
 def _egress(site: Site, job: Job | None) -> str:

@@ -96,8 +96,8 @@ def _adopt(site: Site, account: str, *, yes: bool) -> None:
 
     if account == "new" and not yes:
         typer.confirm(
-            "A fresh account forgets, for this data, all that was spent on other data. Is there "
-            "nobody in it who was in that data too?",
+            "A fresh account starts at nothing spent: what was spent on other data does not count "
+            "for this. Is every person in it new, with no record in any data before?",
             abort=True,
             err=True,
         )
@@ -110,26 +110,28 @@ def _adopt(site: Site, account: str, *, yes: bool) -> None:
 def audit(
     site_file: SiteFile = Path("site.toml"),
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check that no line was changed.")
+        bool, typer.Option("--verify", help="Check that no line was changed, or is missing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """What was asked of this site, and what left it."""
-    from hanse_client.audit import last_digest, read_audit, read_chained
-    from hanse_client.books import audit_path, audit_view
+    from hanse_client.books import audit_result, audit_view, counted
     from hanse_client.site import load_site
 
-    path = audit_path(load_site(site_file))
-    lines = read_chained(path) if verify else read_audit(path)
-    last = last_digest(path)
+    result = audit_result(load_site(site_file), verify=verify)
 
     def render() -> None:
+        lines, last = result["lines"], result["last"]
         out.print(audit_view(lines))
-        if verify:
-            out.print(f"verified: each of the {len(lines)} lines follows from the one before it")
-            out.print(f"digest of the last line, to note elsewhere: {last}", soft_wrap=True)
+        if verify and lines:
+            but = " but its last, which the next start of the client will tell"
+            out.print(
+                f"verified: {counted(len(lines), 'line')}; each follows from the one before it, "
+                f"and they tell of every row of the ledger{but if result['untold'] else ''}"
+            )
+            out.print(f"digest of the last line, to note elsewhere:\n{last}", soft_wrap=True)
 
-    show({"lines": lines, "verified": verify, "last": last}, as_json, render)
+    show(result, as_json, render)
 
 
 @client_app.command("identity")

@@ -13,11 +13,12 @@ from hanse.job import load_job
 from hanse.privacy.accounting import Charge
 from hanse.records import fingerprints
 from hanse_client import check
-from hanse_client.books import ledger_path
+from hanse_client.audit import AuditTrail
+from hanse_client.books import audit_path, ledger_path
 from hanse_client.check import Finding, check_site
-from hanse_client.ledger import Ledger
+from hanse_client.ledger import Instruction, Ledger
 from hanse_client.link import Coordinator, Greeting
-from hanse_client.site import load_site
+from hanse_client.site import Site, load_site
 from hanse_server.provisioning.authority import Authority
 
 from tests.charges import reserve
@@ -50,6 +51,12 @@ def edit(file: Path, pattern: str, replacement: str) -> None:
     text, count = re.subn(pattern, replacement, file.read_text(), flags=re.MULTILINE)
     assert count == 1
     file.write_text(text)
+
+
+def ledger_of(site: Site) -> Ledger:
+    ledger = Ledger(ledger_path(site))
+    ledger.anchor(AuditTrail(audit_path(site)))
+    return ledger
 
 
 def test_everything_is_tried_though_one_thing_fails(site_file: Path) -> None:
@@ -100,7 +107,7 @@ def test_without_a_job_no_record_is_read(site_file: Path) -> None:
 def test_what_the_ledger_thinks_of_the_data(site_file: Path) -> None:
     site = load_site(site_file)
     charge = Charge(noise_multiplier=8.0, sampling_rate=0.5, steps=1)
-    with Ledger(ledger_path(site)) as ledger:
+    with ledger_of(site) as ledger:
         reserve(ledger, "m1", data=fingerprints(site.data), charge=charge)
     finding = found(site_file, with_job=False)["budget"]
     assert "is spent on this data, account 1, in 1 round" in finding.message
@@ -112,6 +119,56 @@ def test_what_the_ledger_thinks_of_the_data(site_file: Path) -> None:
     assert (finding.ok, finding.exit_code) == (False, 45)
     assert "is not known to the ledger" in finding.message
     assert "--adopt 1" in finding.remedy
+
+
+def test_a_job_that_the_budget_does_not_cover(site_file: Path) -> None:
+    edit(site_file, "^epsilon = .*", "epsilon = 2.5")
+
+    finding = found(site_file)["budget"]
+
+    assert (finding.ok, finding.exit_code) == (False, 41)
+    assert "40 rounds of heart would bring epsilon to 3" in finding.message
+    assert found(site_file, with_job=False)["budget"].ok
+
+
+def test_of_a_run_under_way_what_is_still_to_come_is_held_against_the_budget(
+    site_file: Path,
+) -> None:
+    site = load_site(site_file)
+    noise = re.search(r"noise multiplier ([\d.]+)", found(site_file)["policy"].message)
+    assert noise is not None
+    # A hair more noise than the message rounds away, so that 40 rounds fit.
+    charge = Charge(noise_multiplier=float(noise[1]) + 0.001, sampling_rate=1.0, steps=1)
+    with ledger_of(site) as ledger:
+        for number in range(1, JOB.rounds + 1):
+            asked = Instruction(
+                message_id=f"m{number}",
+                run_id=7,
+                server_round=number,
+                job_digest=JOB.digest,
+                kind="train",
+            )
+            data = fingerprints(site.data)
+            ledger.release(ledger.reserve(data, asked, charge=charge, budget=site.budget))
+            if number == 15:
+                assert found(site_file)["budget"].ok
+
+    finding = found(site_file)["budget"]  # the run is over: this is about another one
+
+    assert (finding.ok, finding.exit_code) == (False, 41)
+    assert "40 more rounds of heart would bring epsilon to 4" in finding.message
+
+
+def test_a_ledger_that_was_removed_is_not_an_empty_one(site_file: Path) -> None:
+    site = load_site(site_file)
+    with ledger_of(site) as ledger:
+        reserve(ledger, "m1", data=fingerprints(site.data))
+    for left_over in site.state.glob("ledger.sqlite*"):
+        left_over.unlink()
+
+    finding = found(site_file, with_job=False)["budget"]
+
+    assert (finding.ok, finding.exit_code) == (False, 46)
 
 
 def test_a_public_count_is_told(site_file: Path) -> None:

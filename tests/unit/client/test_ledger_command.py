@@ -64,7 +64,7 @@ def test_changed_data_goes_on_with_what_is_spent(run: Run) -> None:
 def test_new_people_are_confirmed(run: Run) -> None:
     refused = run("--adopt", "new", typed="n\n")
     assert refused.exit_code == 1
-    assert "nobody in it who was in that data too" in refused.output
+    assert "Is every person in it new" in refused.output
     assert accounts(run) == [1]
     assert run("--adopt", "new", typed="y\n").exit_code == 0
     assert accounts(run, "--verify") == [1, 1]
@@ -85,7 +85,26 @@ def test_a_ledger_that_was_cut_off_is_told(run: Run, site: Site) -> None:
     assert "verified: each of the 3 rows" in run("--verify").stdout
     for left_over in site.state.glob("ledger.sqlite*"):
         left_over.unlink()
-    assert "nothing is spent" in run().stdout
+    assert isinstance(run().exception, LedgerBrokenError)  # and not "nothing is spent"
     broken = run("--verify").exception
     assert isinstance(broken, LedgerBrokenError)
     assert broken.exit_code == 46
+
+
+def test_a_trail_that_was_cut_off_is_told(site: Site, tmp_path: Path) -> None:
+    def verified() -> Any:
+        command = ["audit", str(tmp_path / "cleveland.toml"), "--verify"]
+        return CliRunner().invoke(client_app, command, env={"COLUMNS": "200"})
+
+    told = "verified: {}; each follows from the one before it, and they tell of every row of the "
+    trail = audit_path(site)
+    lines = trail.read_text().splitlines(keepends=True)
+    assert told.format("3 lines") + "ledger\n" in verified().stdout
+
+    trail.write_text("".join(lines[:2]))  # a crash leaves it so
+    assert told.format("2 lines") + "ledger but its last, which the next" in verified().stdout
+    for left in (lines[:1], []):
+        trail.write_text("".join(left))
+        assert isinstance(verified().exception, LedgerBrokenError)
+    trail.unlink()
+    assert isinstance(verified().exception, LedgerBrokenError)
