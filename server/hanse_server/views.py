@@ -9,13 +9,13 @@ from typing import Any
 from hanse.job import Job
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from hanse_server.provisioning.federation import Provisioned
 from hanse_server.statement import NO_PRIVACY
 from hanse_server.status import Status
-from hanse_server.workspace import read_history
+from hanse_server.workspace import RoundRecord, read_history
 
 
 def run_outcome(job: Job, folder: Path) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def run_outcome(job: Job, folder: Path) -> dict[str, Any]:
         "rounds": len(history),
         "federated": judged[-1]["federated"] if judged else {},
         "central": judged[-1]["central"] if judged else {},
+        "noised": _noised(judged[-1]) if judged else [],
         "sites": sites,
         "bytes_up": sum(line["bytes_up"] for line in history),
         "bytes_down": sum(line["bytes_down"] for line in history),
@@ -46,13 +47,20 @@ def run_outcome(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
+def _noised(line: dict[str, Any]) -> list[str]:
+    """Names of the federated metrics of a round that left at least one site with noise."""
+    record = RoundRecord.from_line(line)
+    return sorted(name for name in record.federated if record.is_noised(name))
+
+
 def outcome_view(outcome: dict[str, Any]) -> RenderableType:
     """The outcome of a run, for people."""
-    table = Table("", "", show_header=False, box=None)
+    table = Table("", Column(overflow="fold"), show_header=False, box=None)
     table.add_row("rounds", str(outcome["rounds"]))
     for source in ("central", "federated"):
         for name, value in outcome[source].items():
-            table.add_row(f"{name} ({source})", f"{value:.4f}")
+            noise = ", with noise" if source == "federated" and name in outcome["noised"] else ""
+            table.add_row(f"{name} ({source}{noise})", f"{value:.4f}")
     spent = [site["epsilon"] for site in outcome["sites"].values() if "epsilon" in site]
     if not outcome["private"]:
         table.add_row("privacy", Text(NO_PRIVACY.partition(":")[0], style="bold red"))

@@ -94,6 +94,10 @@ class RoundRecord:
     bytes_down: int
     judged: dict[str, SiteRound] = field(default_factory=dict)
 
+    def is_noised(self, metric: str) -> bool:
+        """Whether a federated metric is made of values that left at least one site with noise."""
+        return any(metric in site.terms.noised for site in self.judged.values())
+
     @staticmethod
     def from_line(line: dict[str, Any]) -> RoundRecord:
         """The record that a line of the history was written from.

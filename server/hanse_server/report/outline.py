@@ -8,6 +8,7 @@ from typing import Literal
 from hanse_server.report import formats
 from hanse_server.report.facts import UNDER_WAY, RunFacts
 from hanse_server.report.privacy import NO_PRIVACY, run_costs, took_part, totals
+from hanse_server.workspace import RoundRecord
 
 CARDS_OF_METRICS = 3
 FIRST_METRICS = ("accuracy", "auc", "loss")
@@ -111,10 +112,15 @@ def _metrics(run: RunFacts) -> list[KeyFigure]:
         KeyFigure(
             label=formats.metric_title(name),
             value=formats.metric(name, values[name]),
-            note=f"{source}, round {record.round}",
+            note=f"{source}{_noise(record, name)}, round {record.round}",
         )
         for name in by_interest(set(values))[:CARDS_OF_METRICS]
     ]
+
+
+def _noise(record: RoundRecord, name: str) -> str:
+    """A word of warning where what is shown is a noised value, however good the model is."""
+    return ", with noise" if not record.central and record.is_noised(name) else ""
 
 
 def _privacy(run: RunFacts) -> KeyFigure:

@@ -77,8 +77,11 @@ def _metrics(run: RunFacts) -> Iterator[Panel | None]:
 
 
 def _metric(run: RunFacts, key: str, name: str) -> Panel | None:
+    held_out = "sites’ held-out records"
+    if any(record.is_noised(name) for record in run.rounds):
+        held_out += ", with noise"
     series = [
-        _over_rounds(run, "sites’ held-out records", 0, lambda r: r.federated.get(name)),
+        _over_rounds(run, held_out, 0, lambda r: r.federated.get(name)),
         _over_rounds(run, "server’s records", 1, lambda r: r.central.get(name)),
     ]
     if name == "loss":

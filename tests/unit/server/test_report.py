@@ -398,6 +398,7 @@ def test_noised_evaluations_are_part_of_the_run(run: Run) -> None:
     ]
     run.write(job(rounds=2), records)
     page = run.report()
+    assert "on the sites’ held-out records, with noise, round 2" in page.text
     rows = page.table("Computed here")
     assert rows.row("a")["Evaluations charged"] == "2 at noise 5"
     assert rows.row("b")["Evaluations charged"] == "none"

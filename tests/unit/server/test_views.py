@@ -15,7 +15,7 @@ from hanse_server.provisioning.federation import Provisioned, ProvisionedSite
 from hanse_server.provisioning.layout import Layout
 from hanse_server.status import Awaited, Status
 from hanse_server.views import outcome_view, provisioned_view, run_outcome, status_view
-from hanse_server.workspace import RoundRecord, SiteRound, Workspace
+from hanse_server.workspace import RoundRecord, SiteRound, Terms, Workspace
 from rich.console import Console, RenderableType
 
 JOB = load_job(example("heart") / "job.toml")
@@ -62,6 +62,21 @@ def test_the_outcome_of_a_run(tmp_path: Path) -> None:
     assert (outcome["bytes_up"], outcome["bytes_down"]) == (2000, 8000)
     for fact in ("0.4000", "at most 0.900 at a site", "3.0", "2.0 kB, 8.0 kB"):
         assert fact in text
+
+
+def test_metrics_that_left_with_noise_are_marked(tmp_path: Path) -> None:
+    terms = Terms(count="declared", noised=("loss",), exact=("auc",), noise_multiplier=50.0)
+    judge = SiteRound(outcome="result", seconds=0.1, terms=terms)
+    federated = {"loss": 2.1, "auc": 0.8}
+    sites = {"a": result(0.5)}
+    Workspace(tmp_path, JOB).append(record(1, sites, judged={"a": judge}, federated=federated))
+
+    text = printed(outcome_view(run_outcome(JOB, tmp_path)))
+
+    assert "loss (federated, with noise)" in text
+    narrow = printed(outcome_view(run_outcome(JOB, tmp_path)), width=60)
+    assert "…" not in narrow  # the model's path is told whole
+    assert "auc (federated)" in text
 
 
 def test_a_run_without_privacy_says_so(tmp_path: Path) -> None:
