@@ -21,6 +21,9 @@ from hanse_server.durable import new_folder, write_file
 KEEP = 2
 """Checkpoints kept: the newest, and the one before it."""
 
+STATEMENT = "hanse.statement"
+"""Key of the statement, as JSON, in a model's safetensors metadata."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -89,9 +92,12 @@ def load_last(folder: Path) -> Checkpoint | None:
 
 
 def save_model(path: Path, arrays: ArrayRecord, statement: Mapping[str, Any]) -> None:
-    """Write a model for use, and beside it the statement of how it came about."""
+    """Write a model for use, with the statement of how it came about in its metadata and beside it.
+
+    So a model that is handed on alone still says what privacy it kept.
+    """
     temporary = path.with_name(f".{path.name}")
-    save_tensors(to_tensors(arrays), temporary)
+    save_tensors(to_tensors(arrays), temporary, {STATEMENT: json.dumps(statement)})
     write_file(path, temporary.read_bytes())
     temporary.unlink()
     write_file(path.with_suffix(".json"), json.dumps(statement, indent=2).encode())
@@ -111,9 +117,12 @@ def load_model(path: Path) -> dict[str, Tensor]:
         ) from unreadable
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write named tensors as safetensors; shared and strided memory is copied first."""
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+    owned = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(owned, path, metadata)
 
 
 def _rounds(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hanse.flower import to_record, to_tensors
 from hanse_server import checkpoint
 from hanse_server.checkpoint import Checkpoint, Progress
 from hanse_server.durable import new_folder, write_file
+from safetensors import safe_open
 
 
 def make(number: int) -> Checkpoint:
@@ -81,4 +83,6 @@ def test_a_model_is_kept_with_its_statement(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     checkpoint.save_model(path, make(1).arrays, {"privacy": "none"})
     assert torch.equal(checkpoint.load_model(path)["z"], torch.ones(2))
-    assert "none" in path.with_suffix(".json").read_text()
+    assert json.loads(path.with_suffix(".json").read_text()) == {"privacy": "none"}
+    with safe_open(path, framework="pt") as alone:
+        assert json.loads(alone.metadata()[checkpoint.STATEMENT]) == {"privacy": "none"}
