@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hanse.durable import sync_folder
 from hanse.errors import LedgerBrokenError, LedgerError
-
-from hanse_client.durable import sync_folder
 
 GENESIS = "0" * 64
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hanse.durable import sync_folder
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``; after a crash it holds the old bytes or the new ones."""
@@ -17,7 +19,7 @@ def write_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -30,15 +32,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     for file in temporary.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-    _sync_folder(temporary)
+    sync_folder(temporary)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)

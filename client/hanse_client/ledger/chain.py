@@ -20,9 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hanse.durable import sync_folder
 from hanse.errors import LedgerBrokenError, LedgerError
-
-from hanse_client.durable import sync_folder
 
 GENESIS = "0" * 64
 """What the first row follows."""

@@ -33,7 +33,7 @@ from hanse.errors import BudgetError, DataChangedError, LedgerError
 from hanse.privacy.accounting import Charge, Verdict, decide, epsilon
 
 from hanse_client.audit import AuditTrail
-from hanse_client.durable import hold
+from hanse_client.holding import hold
 from hanse_client.ledger import events
 from hanse_client.ledger.anchors import line_of, rows_told
 from hanse_client.ledger.book import Account, Entry, Statement, short

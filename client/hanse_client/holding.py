@@ -1,4 +1,4 @@
-"""Files that outlive a power cut, and that one process holds."""
+"""Files that one process holds against all others."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ import os
 from pathlib import Path
 
 from hanse.errors import LedgerError
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hold(path: Path) -> int:
