@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
+from hanse.aggregation import SecureAggregation
 from hanse.flower import to_record
-from hanse.job import SecureAggregation
 from hanse.secagg.cohort import Announcement, Cohort, SessionId
 from hanse.secagg.fixed_point import FixedPoint
 from hanse_client.secagg.identity import Identity, simulated
 from hanse_client.secagg.session import Session
-from hanse_server.replies import TensorSpec
 from hanse_server.secagg.total import MaskedSum
+from hanse_server.updates import TensorSpec
 from torch import Tensor
 
 SESSION = SessionId(run_id=7, server_round=1, token="a" * 32, job="b" * 64)

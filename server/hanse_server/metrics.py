@@ -76,6 +76,16 @@ class ServerMetrics:
         self.received_bytes = counter("received_bytes_total", "Payload received.", site)
         self.sent_bytes = counter("sent_bytes_total", "Payload sent.", site)
         self.update_norm = gauge("site_update_norm", "L2 norm of the site's last update.", site)
+        self.clipped = counter(
+            "site_updates_clipped_total",
+            "Updates scaled down to the largest norm that the job lets count.",
+            site,
+        )
+        self.staleness = gauge(
+            "site_staleness_rounds",
+            "Rounds that ended between an instruction and the site's last reply to one.",
+            site,
+        )
         self.epsilon_spent = gauge(
             "site_epsilon_spent", "Epsilon that the site says it has spent, where it says so.", site
         )

@@ -2,66 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
-import torch
-from flwr.app import ArrayRecord, Message
 from flwr.app import Error as FlowerError
+from flwr.app import Message
+from hanse.aggregation import Checks
 from hanse.errors import UpdateError
-from hanse.flower import (
-    WEIGHT,
-    Envelope,
-    error_label,
-    only_arrays,
-    open_envelope,
-    to_tensor,
-    to_tensors,
-)
-from torch import Tensor
+from hanse.flower import WEIGHT, Envelope, error_label, open_envelope
 
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.status import Awaited
 from hanse_server.terms import checked_metrics, checked_terms, reason_of
-from hanse_server.workspace import SiteRound
-
-MASKED = torch.uint32
-"""The dtype of masked updates; no model is of it."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """What an update's tensor must look like."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
-def specs_of(arrays: ArrayRecord) -> dict[str, TensorSpec]:
-    """The names, dtypes and shapes of a model, that each update must have too."""
-    tensors = to_tensors(arrays)
-    return {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-
-def masked_specs(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """What masked updates of a model with ``specs`` look like: integers modulo 2^32.
-
-    Of them no norm can be checked: each is uniformly random by itself.
-    """
-    return {name: TensorSpec(MASKED, spec.shape) for name, spec in specs.items()}
+from hanse_server.updates import TensorSpec, checked_update
+from hanse_server.workspace import MISSING, WORKING, SiteRound
 
 
 class ReplyDesk:
     """Passes replies of one exchange through, checked, and remembers what each site did.
 
-    A reply that does not fit the model goes on as an error, so that no strategy folds it.
+    A reply that does not fit the model, or that the job's checks refuse, goes on as an error, so
+    that no strategy folds it.
 
     Args:
         specs: the model's, for training replies; None for evaluation, which sends no arrays.
         deadline: seconds from now.
+        number: of the round.
+        earlier: who was asked in an earlier round and may answer in this one; None where the
+            reply to an earlier round counts no more. Else who has not answered by the end is
+            told to be at work still.
     """
 
     def __init__(
@@ -71,17 +41,25 @@ class ReplyDesk:
         metrics: ServerMetrics,
         *,
         specs: Mapping[str, TensorSpec] | None,
+        checks: Checks,
         deadline: float,
+        number: int = 0,
+        earlier: Iterable[Awaited] | None = None,
     ) -> None:
         self._grid = grid
         self._metrics = metrics
         self._specs = specs
+        self._checks = checks
+        self._number = number
         self._started = time.time()
         self._until = self._started + deadline
-        self._awaited = {grid.site_name(message.metadata.dst_node_id) for message in messages}
+        self._unanswered = MISSING if earlier is None else WORKING
+        self._since = {each.site: each.since for each in earlier or ()}
+        for message in messages:
+            self._since[grid.site_name(message.metadata.dst_node_id)] = self._started
         self.sites: dict[str, SiteRound] = {}
-        for site in self._awaited:
-            metrics.awaited_since.labels(site).set(self._started)
+        for site, since in self._since.items():
+            metrics.awaited_since.labels(site).set(since)
 
     @property
     def results(self) -> int:
@@ -92,93 +70,98 @@ class ReplyDesk:
     def awaited(self) -> tuple[Awaited, ...]:
         """Whose replies are still owed."""
         return tuple(
-            Awaited(site=site, since=self._started, until=self._until)
-            for site in sorted(self._awaited)
+            Awaited(site=site, since=since, until=self._until)
+            for site, since in sorted(self._since.items())
         )
 
-    def pass_on(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield each reply as it arrives, checked and accounted for."""
+    def pass_on(self, replies: Iterable[Message], *, goal: int | None = None) -> Iterator[Message]:
+        """Yield each reply as it arrives, checked and accounted for.
+
+        Args:
+            goal: results with which the exchange ends, whoever else was asked.
+        """
         for reply in replies:
             site = self._grid.site_name(reply.metadata.src_node_id)
-            checked, record = self._look_at(reply)
+            checked, record = self._look_at(site, reply)
             self._close(site, record)
             yield checked
-        for site in sorted(self._awaited):
-            self._close(site, SiteRound(outcome="missing", seconds=time.time() - self._started))
+            if self.results == goal:
+                break
+        self._leave_out(f"the round closed at its goal, {goal}" if self.results == goal else "")
+
+    def _leave_out(self, reason: str) -> None:
+        """Account for who has not answered."""
+        for site, since in sorted(self._since.items()):
+            seconds = time.time() - since
+            record = SiteRound(outcome=self._unanswered, seconds=seconds, reason=reason)
+            if self._unanswered == WORKING:
+                self.sites[site] = record
+            else:
+                self._close(site, record)
 
     def _close(self, site: str, record: SiteRound) -> None:
-        self._awaited.discard(site)
+        self._since.pop(site, None)
         self.sites[site] = record
-        self._metrics.awaited_since.labels(site).set(0)
-        self._metrics.replies.labels(site, record.outcome).inc()
+        metrics = self._metrics
+        metrics.awaited_since.labels(site).set(0)
+        metrics.replies.labels(site, record.outcome).inc()
+        metrics.staleness.labels(site).set(record.staleness)
+        if record.clipped:
+            metrics.clipped.labels(site).inc()
         if record.update_norm is not None:
-            self._metrics.update_norm.labels(site).set(record.update_norm)
+            metrics.update_norm.labels(site).set(record.update_norm)
         for name, gauge in (
-            ("epsilon", self._metrics.epsilon_spent),
-            ("epsilon_left", self._metrics.epsilon_left),
-            ("noise_multiplier", self._metrics.noise_multiplier),
+            ("epsilon", metrics.epsilon_spent),
+            ("epsilon_left", metrics.epsilon_left),
+            ("noise_multiplier", metrics.noise_multiplier),
         ):
             if name in record.metrics:
                 gauge.labels(site).set(record.metrics[name])
 
-    def _look_at(self, reply: Message) -> tuple[Message, SiteRound]:
-        seconds = time.time() - self._started
+    def _look_at(self, site: str, reply: Message) -> tuple[Message, SiteRound]:
+        seconds = time.time() - self._since.get(site, self._started)
+        staleness = max(0, self._number - _round_of(reply, self._number))
         if reply.has_error():
             label = error_label(reply.error)
+            reason = reason_of(reply.error.reason, label)
             return reply, SiteRound(
-                outcome=label, seconds=seconds, reason=reason_of(reply.error.reason, label)
+                outcome=label, seconds=seconds, reason=reason, staleness=staleness
             )
         try:
-            metrics = checked_metrics(reply)
+            metrics = checked_metrics(reply, self._checks)
             terms = checked_terms(reply, metrics)
-            norm = None if self._specs is None else _checked_norm(reply, self._specs)
+            norm, reply = self._checked_update(reply)
         except UpdateError as unfit:
             reason = reason_of(unfit.message, unfit.label)
-            record = SiteRound(outcome=unfit.label, seconds=seconds, reason=reason)
+            record = SiteRound(
+                outcome=unfit.label, seconds=seconds, reason=reason, staleness=staleness
+            )
             return _as_error(reply, unfit), record
+        bound = self._checks.max_update_norm
         weight = metrics.pop(WEIGHT)
         return reply, SiteRound(
             outcome="result",
             seconds=seconds,
             weight=weight,
             update_norm=norm,
+            clipped=norm is not None and bound is not None and norm > bound,
             metrics=metrics,
             terms=terms,
+            staleness=staleness,
         )
+
+    def _checked_update(self, reply: Message) -> tuple[float | None, Message]:
+        if self._specs is None:
+            return None, reply
+        return checked_update(reply, self._specs, self._checks)
+
+
+def _round_of(reply: Message, default: int) -> int:
+    """The round in which a reply was asked for; the link sees to it that the site says so."""
+    group = reply.metadata.group_id
+    return int(group) if group.isdecimal() else default
 
 
 def _as_error(reply: Message, error: UpdateError) -> Message:
     envelope = Envelope.of(reply, reply.metadata.message_id)
     return open_envelope(envelope, FlowerError(error.exit_code, error.message))
-
-
-def _checked_norm(reply: Message, specs: Mapping[str, TensorSpec]) -> float | None:
-    """The L2 norm of an update that fits the model; None of a masked one."""
-    try:
-        arrays = only_arrays(reply.content)
-    except ValueError as error:
-        raise UpdateError(str(error)) from error
-    if set(arrays) != set(specs):
-        odd = sorted(set(arrays) ^ set(specs))
-        raise UpdateError(f"array {odd[0]} is missing or unknown ({len(odd)} names differ)")
-    squares = [_checked_square(name, arrays, spec) for name, spec in specs.items()]
-    masked = any(spec.dtype == MASKED for spec in specs.values())
-    return None if masked else math.sqrt(sum(squares))
-
-
-def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:
-    try:
-        tensor: Tensor = to_tensor(arrays[name])
-    except (ValueError, RuntimeError, EOFError) as error:
-        raise UpdateError(f"array {name} cannot be read: {error}") from error
-    if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
-        raise UpdateError(
-            f"array {name} is {tensor.dtype}{tuple(tensor.shape)}, the model has "
-            f"{spec.dtype}{spec.shape}"
-        )
-    if spec.dtype == MASKED:
-        return 0.0
-    square = float(tensor.double().square().sum())
-    if not math.isfinite(square):
-        raise UpdateError(f"array {name} holds NaN or infinite numbers")
-    return square

@@ -20,12 +20,13 @@ from hanse_server.checkpoint import Progress
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.model import CentralJudge, initial_weights
-from hanse_server.replies import ReplyDesk, specs_of
+from hanse_server.replies import ReplyDesk
 from hanse_server.secagg import SecureTraining
 from hanse_server.secagg.stage import StageDesk
 from hanse_server.spending import FIGURES
 from hanse_server.status import Status, StatusFile
 from hanse_server.strategies import Resumable, make_strategy, released_model
+from hanse_server.updates import specs_of
 from hanse_server.workspace import RoundRecord, SiteRound, Workspace, read_history
 
 log = logging.getLogger("hanse.server")
@@ -192,7 +193,15 @@ class RoundLoop:
         """Send ``messages``; what comes back is checked and, while it is awaited, shown."""
         deadline = self._job.strategy.deadline
         specs = None if arrays is None else specs_of(arrays)
-        desk = ReplyDesk(messages, self._grid, self._metrics, specs=specs, deadline=deadline)
+        desk = ReplyDesk(
+            messages,
+            self._grid,
+            self._metrics,
+            specs=specs,
+            checks=self._job.checks,
+            deadline=deadline,
+            number=number,
+        )
 
         def watched(replies: Iterable[Message]) -> Iterator[Message]:
             for reply in desk.pass_on(replies):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from flwr.app import ConfigRecord, Message
+from hanse.aggregation import Checks
 from hanse.errors import UpdateError
 from hanse.flower import TERMS, WEIGHT
 from hanse.identity import METRIC_NAME
@@ -23,12 +24,12 @@ REASON_LENGTH = 500
 _NAME = re.compile(METRIC_NAME)
 
 
-def checked_metrics(reply: Message) -> dict[str, float]:
+def checked_metrics(reply: Message, checks: Checks) -> dict[str, float]:
     """The numbers of a reply.
 
     Raises:
-        UpdateError: if there are too many, or one has an odd name, is not finite, or is a weight
-            that is not above 0.
+        UpdateError: if there are too many, or one has an odd name, is not finite, is out of the
+            range that ``checks`` gives it, or is a weight that is not above 0 or too large.
     """
     metrics = only_metrics(reply.content)
     if len(metrics) > MOST_METRICS:
@@ -41,6 +42,17 @@ def checked_metrics(reply: Message) -> dict[str, float]:
         raise UpdateError(f"metric {wrong} is not finite")
     if metrics.get(WEIGHT, 0.0) <= 0.0:
         raise UpdateError(f"{WEIGHT} = {metrics.get(WEIGHT)} is not above 0")
+    if checks.max_weight is not None and metrics[WEIGHT] > checks.max_weight:
+        raise UpdateError(
+            f"{WEIGHT} = {metrics[WEIGHT]:g} is above the largest, {checks.max_weight:g} "
+            "(checks.max_weight)"
+        )
+    for name, (smallest, largest) in checks.metrics.items():
+        value = metrics.get(name, smallest)
+        if not smallest <= value <= largest:
+            raise UpdateError(
+                f"{name} = {value:g} is not within {smallest:g} and {largest:g} (checks.metrics)"
+            )
     return metrics
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import hanse
 from hanse.errors import WorkspaceError
 from hanse.job import Job
+from pydantic import ValidationError
 
 from hanse_server.durable import write_file
 
@@ -50,14 +51,24 @@ class Terms:
     noise_multiplier: float = 0.0
 
 
+MISSING = "missing"
+"""The outcome of a site whose reply did not come in time."""
+
+WORKING = "working"
+"""The outcome of a site that is at work still: its reply counts in the round in which it comes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiteRound:
     """What one site did in one round.
 
     Attributes:
-        outcome: ``result``, or the label of the refusal or failure, or ``missing``.
+        outcome: ``result``, or the label of the refusal or failure, or ``missing``, or
+            ``working``.
         seconds: from the instruction to the reply.
-        update_norm: L2 norm of its update; None where there is none, or it was masked.
+        update_norm: L2 norm of its update as it came; None where there is none, or it was masked.
+        clipped: whether it was scaled down to the largest norm that the job lets count.
+        staleness: rounds that ended between the instruction and the reply.
         terms: on which ``metrics`` left the site.
         earlier: how often it may have trained before in this round, in sessions of secure
             aggregation that could not go on.
@@ -67,6 +78,8 @@ class SiteRound:
     seconds: float
     weight: float = 0.0
     update_norm: float | None = None
+    clipped: bool = False
+    staleness: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     terms: Terms = field(default_factory=Terms)
@@ -169,10 +182,10 @@ class Workspace:
 
     def _resume(self, job: Job) -> int:
         run = read_run(self.folder)
-        now = json.loads(job.model_dump_json())
         # What shapes no result may change between two starts of a run.
         free = {"limits", "simulation"}
-        changed = [key for key in now if key not in free and run["job"].get(key) != now[key]]
+        before, now = _as_read_today(run["job"]), json.loads(job.model_dump_json())
+        changed = [key for key in now if key not in free and before.get(key) != now[key]]
         if changed:
             raise WorkspaceError(
                 f"{self.folder} is the workspace of another job: {', '.join(changed)} differ",
@@ -210,6 +223,15 @@ class Workspace:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_file(self.folder / "history.jsonl", text.encode())
         return kept
+
+
+def _as_read_today(job: dict[str, Any]) -> dict[str, Any]:
+    """A job as it was kept, with today's default for every key that there was not yet."""
+    try:
+        read: dict[str, Any] = json.loads(Job.model_validate(job).model_dump_json())
+    except ValidationError:
+        return job
+    return read
 
 
 def make_folder(folder: Path) -> None:

@@ -322,7 +322,7 @@ class StrategyError(HanseError):
 class UpdateError(HanseError):
     exit_code = 52
     label = "update"
-    help = "A site's reply does not fit the model: names, shapes, types, or not finite."
+    help = "A site's reply does not fit the model, is not finite, or fails the job's [checks]."
     remedy_hint = "The reply was left out; look at that site's log."
 
 

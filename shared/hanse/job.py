@@ -21,11 +21,9 @@ from pydantic import (
     model_validator,
 )
 
+from hanse.aggregation import SUMMING, Checks, Fraction, SecureAggregation, StrategyChoice
 from hanse.config import Settings, load_toml
 from hanse.errors import JobError
-
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-OptionValue = bool | int | float | str | list[Any] | dict[str, Any]
 
 
 class TaskChoice(Settings):
@@ -128,65 +126,6 @@ class Privacy(Settings):
         return self.mechanism != "none"
 
 
-class StrategyChoice(Settings):
-    """``[strategy]``: how the server aggregates, and how many sites a round takes.
-
-    ``quorum`` is the least number of sites whose results make a round; ``available`` how many
-    must be connected before a round starts (the quorum, if left out); ``deadline`` is the
-    longest that a round waits for replies, in seconds.
-    """
-
-    name: str = "StreamingFedAvg"
-    options: dict[str, OptionValue] = Field(default_factory=dict)
-    fraction: Fraction = 1.0
-    quorum: PositiveInt = 1
-    available: PositiveInt | None = None
-    deadline: PositiveFloat = 3600.0
-    patience: PositiveInt = Field(
-        default=3, description="rounds in a row that may miss the quorum before the run stops"
-    )
-
-    @property
-    def needs_connected(self) -> int:
-        """How many sites must be connected before a round starts."""
-        return max(self.quorum, self.available or self.quorum)
-
-
-class SecureAggregation(Settings):
-    """``[secure_aggregation]``: the server learns the sum of the updates, and no single one.
-
-    It is a second wall beside ``[privacy]`` and no part of it: no noise is saved. Range and
-    number of sites decide the step of the fixed-point numbers that are summed: at most
-    ``range * sites / 2**29``. A round takes at most 1,000 sites (``strategy.fraction``), of which
-    every two mask with each other.
-
-    Attributes:
-        threshold: fraction of a round's sites that must stay to its end; fewer are a round
-            missed. With it the server would need at least ``2 * threshold - 1`` of them on its
-            side to learn more than one sum.
-        range: largest absolute value of a coordinate of an update, times its weight over the
-            largest weight of the round.
-        stage_deadline: the longest that a stage without training waits for a site, in seconds.
-    """
-
-    enabled: bool = False
-    threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 2 / 3
-    range: Annotated[float, Field(gt=0.0, le=1e6)] = 8.0
-    stage_deadline: PositiveFloat = 120.0
-
-
-SUMMING = (
-    "StreamingFedAvg",
-    "FedAvg",
-    "FedAvgM",
-    "FedAdam",
-    "FedYogi",
-    "FedAdagrad",
-    "FedProx",
-)
-"""The strategies that need no more of the updates than their weighted sum."""
-
-
 class Evaluation(Settings):
     """``[evaluation]``: how the global model is judged.
 
@@ -234,17 +173,30 @@ class Job(Settings):
     privacy: Privacy
     strategy: StrategyChoice = StrategyChoice()
     secure_aggregation: SecureAggregation = SecureAggregation()
+    checks: Checks = Checks()
     evaluation: Evaluation = Evaluation()
     initial_weights: Path | None = None
     limits: Limits = Limits()
     simulation: Simulation = Simulation()
 
     @model_validator(mode="after")
-    def _strategy_sums(self) -> Job:
-        if self.secure_aggregation.enabled and self.strategy.name not in SUMMING:
+    def _sums_only_what_it_may(self) -> Job:
+        if not self.secure_aggregation.enabled:
+            return self
+        if self.strategy.name not in SUMMING:
             raise ValueError(
                 f"strategy.name = {self.strategy.name!r} needs single updates, which "
                 f"secure_aggregation hides from the server: choose one of {', '.join(SUMMING)}"
+            )
+        if self.strategy.folds_late:
+            raise ValueError(
+                'strategy.late = "fold" weighs single updates by their age, and '
+                "secure_aggregation hides them from the server"
+            )
+        if self.checks.max_update_norm is not None:
+            raise ValueError(
+                "checks.max_update_norm needs single updates, which secure_aggregation hides "
+                "from the server: it bounds each coordinate by secure_aggregation.range"
             )
         return self
 

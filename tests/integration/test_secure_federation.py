@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hanse.aggregation import SecureAggregation
 from hanse.examples import example
-from hanse.job import SecureAggregation, load_job
+from hanse.job import load_job
 from hanse.metrics import new_registry
 from hanse.secagg.messages import SHARES
 from hanse.simulation import SimulatedSites

@@ -11,8 +11,8 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hanse.aggregation import SecureAggregation
 from hanse.errors import PeerError, PolicyError, SecureAggregationError
-from hanse.job import SecureAggregation
 from hanse.secagg.cohort import Announcement, Cohort, SessionId
 from hanse.secagg.masks import Words, add_mask, agreed_key, is_negative
 from hanse.secagg.shamir import SECRET_BYTES, SHARE_BYTES, split

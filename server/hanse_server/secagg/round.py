@@ -41,11 +41,12 @@ from hanse.secagg.messages import (
 
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
-from hanse_server.replies import ReplyDesk, TensorSpec, masked_specs
+from hanse_server.replies import ReplyDesk
 from hanse_server.secagg.stage import Read, StageDesk, T
 from hanse_server.secagg.total import MaskedSum
 from hanse_server.secagg.transcript import Transcript
 from hanse_server.strategies.average import RunningMetrics
+from hanse_server.updates import TensorSpec, masked_specs
 from hanse_server.workspace import SiteRound
 
 log = logging.getLogger("hanse.server")
@@ -204,7 +205,13 @@ class SecureRound:
         messages = [self._message(MessageType.TRAIN, name, content) for name in asked]
         deadline = self._job.strategy.deadline
         desk = ReplyDesk(
-            messages, self._grid, self._metrics, specs=masked_specs(specs), deadline=deadline
+            messages,
+            self._grid,
+            self._metrics,
+            specs=masked_specs(specs),
+            checks=self._job.checks,
+            deadline=deadline,
+            number=self._number,
         )
         phase, survivors = PHASES[MessageType.TRAIN], []
         with self._metrics.phases.during(phase):

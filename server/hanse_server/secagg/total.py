@@ -16,7 +16,7 @@ from hanse.secagg.masks import add_mask, agreed_key, is_negative
 from hanse.secagg.shamir import join
 from torch import Tensor
 
-from hanse_server.replies import TensorSpec
+from hanse_server.updates import TensorSpec
 
 Revealed = Mapping[str, Mapping[str, bytes]]
 """What each survivor has revealed: a share by the site whose secret it is of."""

@@ -13,9 +13,9 @@ from hanse.job import Job
 
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
-from hanse_server.replies import TensorSpec, specs_of
 from hanse_server.secagg.round import SecureOutcome, SecureRound, SessionLostError, Show
 from hanse_server.secagg.transcript import Transcript
+from hanse_server.updates import TensorSpec, specs_of
 from hanse_server.workspace import SiteRound
 
 log = logging.getLogger("hanse.server")

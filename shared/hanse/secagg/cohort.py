@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from hanse.aggregation import SecureAggregation
 from hanse.errors import SecureAggregationError
-from hanse.job import SecureAggregation
 from hanse.secagg.fixed_point import FixedPoint
 from hanse.secagg.masks import KEY_BYTES, transcript
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hanse.aggregation import SecureAggregation
 from hanse.errors import PeerError, PolicyError, SecureAggregationError, UpdateRangeError
-from hanse.job import SecureAggregation
 from hanse.secagg.shamir import join
 from hanse_client.secagg.identity import simulated
 from hanse_client.secagg.session import Session

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from flwr.app import Array, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from hanse.aggregation import Checks
 from hanse.errors import PolicyError, UpdateError
 from hanse.flower import (
     ARRAYS,
@@ -20,13 +21,17 @@ from hanse.flower import (
     WEIGHT,
     Envelope,
     become_server_app,
+    only_arrays,
     open_envelope,
     to_record,
+    to_tensors,
 )
 from hanse.identity import node_id_of
 from hanse_server.metrics import ServerMetrics
-from hanse_server.replies import ReplyDesk, specs_of
+from hanse_server.replies import ReplyDesk
 from hanse_server.simulation.grid import LocalGrid
+from hanse_server.strategies.average import only_metrics
+from hanse_server.updates import specs_of
 from hanse_server.workspace import Terms
 from prometheus_client import CollectorRegistry
 
@@ -42,12 +47,19 @@ class NoEngine:
         pass
 
 
-def desk(metrics: ServerMetrics) -> ReplyDesk:
+def desk(metrics: ServerMetrics, checks: dict[str, Any] | None = None) -> ReplyDesk:
     grid = LocalGrid(1, SITES, NoEngine())
     become_server_app(1)
     content = RecordDict({ARRAYS: to_record(MODEL), "config": ConfigRecord()})
     messages = [Message(content, node_id_of(site), MessageType.TRAIN) for site in SITES]
-    return ReplyDesk(messages, grid, metrics, specs=specs_of(to_record(MODEL)), deadline=60.0)
+    return ReplyDesk(
+        messages,
+        grid,
+        metrics,
+        specs=specs_of(to_record(MODEL)),
+        checks=Checks.model_validate(checks or {}),
+        deadline=60.0,
+    )
 
 
 def reply(site: str, content: RecordDict | Error) -> Message:
@@ -164,6 +176,66 @@ def test_what_does_not_fit_goes_on_as_an_error(metrics: ServerMetrics, unfit: st
     assert at.sites["east"].outcome == "update"
     assert at.sites["east"].reason
     assert at.results == 0
+
+
+THREES = {"w": torch.full((2, 3), 3.0), "n": torch.tensor(3)}  # of norm sqrt(63)
+
+
+def test_an_update_beyond_the_largest_norm_is_scaled_down_to_it(metrics: ServerMetrics) -> None:
+    at = desk(metrics, {"max_update_norm": math.sqrt(7.0)})
+    (passed,) = at.pass_on([reply("east", result(THREES, loss=0.5))])
+    update = to_tensors(only_arrays(passed.content))
+    assert torch.allclose(update["w"], torch.ones(2, 3))
+    assert update["n"] == 1
+    assert only_metrics(passed.content) == {WEIGHT: 1.0, "loss": 0.5}
+    assert at.sites["east"].outcome == "result"
+    assert at.sites["east"].update_norm == pytest.approx(math.sqrt(63.0))
+    assert at.sites["east"].clipped
+    count = metrics.registry.get_sample_value
+    assert count("hanse_server_site_updates_clipped_total", {"site": "east"}) == 1
+
+
+def test_an_update_beyond_the_largest_norm_is_left_out_where_the_job_says_so(
+    metrics: ServerMetrics,
+) -> None:
+    at = desk(metrics, {"max_update_norm": math.sqrt(7.0), "beyond": "refuse"})
+    fitting = {"w": torch.ones(2, 3), "n": torch.tensor(1)}
+    refused, passed = at.pass_on([reply("east", result(THREES)), reply("west", result(fitting))])
+    assert refused.has_error()
+    assert at.sites["east"].outcome == "update"
+    assert "7.93725, is above the largest, 2.64575" in at.sites["east"].reason
+    assert passed.has_content()
+    assert not at.sites["west"].clipped
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (lambda: result(weight=1001.0), "num-examples = 1001 is above the largest, 1000"),
+        (lambda: result(accuracy=1.5), "accuracy = 1.5 is not within 0 and 1"),
+        (lambda: result(accuracy=-0.5), "accuracy = -0.5 is not within 0 and 1"),
+    ],
+)
+def test_numbers_beyond_the_jobs_checks_are_left_out(
+    metrics: ServerMetrics, content: Callable[[], RecordDict], told: str
+) -> None:
+    at = desk(metrics, {"max_weight": 1000.0, "metrics": {"accuracy": [0.0, 1.0]}})
+    refused, passed = at.pass_on(
+        [reply("east", content()), reply("west", result(weight=1000.0, accuracy=1.0))]
+    )
+    assert refused.has_error()
+    assert told in at.sites["east"].reason
+    assert passed.has_content()
+
+
+def test_a_round_that_has_what_it_needs_closes(metrics: ServerMetrics) -> None:
+    at = desk(metrics)
+    replies = iter([reply("east", result()), reply("west", result()), reply("north", result())])
+    passed = list(at.pass_on(replies, goal=2))
+    assert len(passed) == 2
+    assert next(replies).has_content()  # nobody has looked at it
+    assert at.sites["north"].outcome == "missing"
+    assert at.sites["north"].reason == "the round closed at its goal, 2"
 
 
 def test_a_refusal_keeps_its_name(metrics: ServerMetrics) -> None:

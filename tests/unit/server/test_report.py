@@ -12,14 +12,13 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
+from hanse.aggregation import SecureAggregation, StrategyChoice
 from hanse.errors import WorkspaceError
 from hanse.job import (
     Evaluation,
     Job,
     Optimizer,
     Privacy,
-    SecureAggregation,
-    StrategyChoice,
     TaskChoice,
     Training,
 )

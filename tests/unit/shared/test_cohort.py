@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hanse.aggregation import SecureAggregation
 from hanse.errors import SecureAggregationError
-from hanse.job import SecureAggregation
 from hanse.secagg.cohort import MOST_SITES, Announcement, Cohort, SessionId
 
 SESSION = SessionId(run_id=7, server_round=1, token="a" * 32, job="b" * 64)

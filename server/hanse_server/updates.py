@@ -1,0 +1,104 @@
+"""Updates, held against the model and the job's bounds before a strategy sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from hanse.aggregation import Checks
+from hanse.errors import UpdateError
+from hanse.flower import only_arrays, to_record, to_tensor, to_tensors
+from torch import Tensor
+
+MASKED = torch.uint32
+"""The dtype of masked updates; no model is of it."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What an update's tensor must look like."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def specs_of(arrays: ArrayRecord) -> dict[str, TensorSpec]:
+    """The names, dtypes and shapes of a model, that each update must have too."""
+    tensors = to_tensors(arrays)
+    return {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def masked_specs(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """What masked updates of a model with ``specs`` look like: integers modulo 2^32.
+
+    Of them no norm can be checked: each is uniformly random by itself.
+    """
+    return {name: TensorSpec(MASKED, spec.shape) for name, spec in specs.items()}
+
+
+def checked_update(
+    reply: Message, specs: Mapping[str, TensorSpec], checks: Checks
+) -> tuple[float | None, Message]:
+    """The L2 norm of a reply's update as it came, and the reply with the update as it may count.
+
+    The norm is None of a masked update.
+
+    Raises:
+        UpdateError: if the update does not fit the model, is not finite, or is larger than
+            ``checks`` lets it be.
+    """
+    norm = _checked_norm(reply, specs)
+    bound = checks.max_update_norm
+    if norm is None or bound is None or norm <= bound:
+        return norm, reply
+    if checks.beyond == "refuse":
+        raise UpdateError(
+            f"the update's norm, {norm:.6g}, is above the largest, {bound:g} "
+            "(checks.max_update_norm)"
+        )
+    return norm, _scaled(reply, bound / norm)
+
+
+def _scaled(reply: Message, factor: float) -> Message:
+    """The reply with its update times ``factor``; whole numbers are rounded towards 0."""
+    ((key, arrays),) = reply.content.array_records.items()
+    scaled = {
+        name: tensor.double().mul_(factor).to(tensor.dtype)
+        for name, tensor in to_tensors(arrays).items()
+    }
+    reply.content = RecordDict({**reply.content, key: to_record(scaled)})
+    return reply
+
+
+def _checked_norm(reply: Message, specs: Mapping[str, TensorSpec]) -> float | None:
+    try:
+        arrays = only_arrays(reply.content)
+    except ValueError as error:
+        raise UpdateError(str(error)) from error
+    if set(arrays) != set(specs):
+        odd = sorted(set(arrays) ^ set(specs))
+        raise UpdateError(f"array {odd[0]} is missing or unknown ({len(odd)} names differ)")
+    squares = [_checked_square(name, arrays, spec) for name, spec in specs.items()]
+    masked = any(spec.dtype == MASKED for spec in specs.values())
+    return None if masked else math.sqrt(sum(squares))
+
+
+def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:
+    try:
+        tensor: Tensor = to_tensor(arrays[name])
+    except (ValueError, RuntimeError, EOFError) as error:
+        raise UpdateError(f"array {name} cannot be read: {error}") from error
+    if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+        raise UpdateError(
+            f"array {name} is {tensor.dtype}{tuple(tensor.shape)}, the model has "
+            f"{spec.dtype}{spec.shape}"
+        )
+    if spec.dtype == MASKED:
+        return 0.0
+    square = float(tensor.double().square().sum())
+    if not math.isfinite(square):
+        raise UpdateError(f"array {name} holds NaN or infinite numbers")
+    return square
