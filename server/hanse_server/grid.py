@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -12,15 +12,15 @@ from hanse.flower import become_server_app
 
 from hanse_server.status import Awaited
 
+Replies: TypeAlias = Generator[Message, None, None]
+"""Replies as they arrive; who has seen enough closes it."""
+
 
 class HanseGrid(Grid):
     """A Flower Grid that knows its sites by name, says whom it waits for, and can settle.
 
     Making one makes this process the ServerApp's: messages that strategies create from then on
     carry ``run_id``.
-
-    ``send_and_receive`` pushes at once and yields replies as they arrive; a caller that has
-    seen enough closes the iterator.
     """
 
     def __init__(self, run_id: int) -> None:
@@ -61,9 +61,37 @@ class HanseGrid(Grid):
         """Whose replies are awaited, since when and until when."""
 
     @abstractmethod
-    def owing(self) -> frozenset[str]:
-        """The sites that an earlier process of this run asked, without settling: they may hold
-        a reply, paid for with privacy, that only the same round can take."""
+    def owing(self, group_id: str) -> frozenset[str]:
+        """The sites that an earlier process of this run asked in a group, without settling: they
+        may hold a reply, paid for with privacy, that only the same round can take."""
+
+    @abstractmethod
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Replies:
+        """Send at once; yield replies as they arrive, until all are in or ``timeout`` is over.
+
+        A reply that comes later, or after the iterator was closed, is dropped.
+        """
+
+    @abstractmethod
+    def collect(self, messages: Iterable[Message], *, timeout: float) -> Replies:
+        """Like ``send_and_receive``, but what has no reply yet when the iterator is closed stays
+        owed: later calls yield it, and until then its site is :meth:`working`."""
+
+    @abstractmethod
+    def working(self) -> Mapping[int, str]:
+        """The node ids of the sites that owe a reply to :meth:`collect`, each with the group of
+        the message that it is at."""
+
+    @abstractmethod
+    def take_up(self, message_type: str, group_id: str) -> None:
+        """Have :meth:`collect` yield what an earlier process of this run collected in vain: what
+        is of another group than ``group_id``, and what is owed by sites that are away."""
+
+    @abstractmethod
+    def give_up(self, node_ids: Collection[int]) -> None:
+        """Wait for these sites no longer; their replies come too late."""
 
     @abstractmethod
     def traffic(self) -> tuple[int, int]:

@@ -7,20 +7,24 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from flwr.app import Message
-from hanse.flower import Envelope
+from hanse.flower import SERVER_NODE_ID, Envelope
+from hanse.identity import node_id_of
 from hanse.wire.message import Encoded, encode
 
-from hanse_server.grid import HanseGrid
+from hanse_server.grid import HanseGrid, Replies
+from hanse_server.journal import Entry
 from hanse_server.link import Instruction, LinkServer, Reply, Slots
 from hanse_server.status import Awaited
 
 log = logging.getLogger("hanse.grid")
 
 REPLIES_IN_MEMORY = 8
+TTL_SECONDS = 12 * 3600.0
 
 
 class GrpcGrid(HanseGrid):
@@ -41,6 +45,9 @@ class GrpcGrid(HanseGrid):
         self._auto_settle = auto_settle
         self._awaited: dict[str, Awaited] = {}
         self._arrived: dict[str, Reply] = {}
+        self._open: dict[str, Envelope] = {}  # collected, and not answered yet
+        self._collected: SimpleQueue[Reply] = SimpleQueue()
+        self._slots = Slots(REPLIES_IN_MEMORY)
         self._sent: Counter[str] = Counter()
 
     def get_node_ids(self) -> Sequence[int]:
@@ -53,15 +60,16 @@ class GrpcGrid(HanseGrid):
     def awaited(self) -> Sequence[Awaited]:
         return list(self._awaited.values())
 
-    def owing(self) -> frozenset[str]:
-        return self._link.owing(self.run_id)
+    def owing(self, group_id: str) -> frozenset[str]:
+        owed = self._link.owed(self.run_id)
+        return frozenset(entry.site for entry in owed if entry.group_id == group_id)
 
     def traffic(self) -> tuple[int, int]:
         return self._link.traffic()
 
     def settle(self) -> None:
         self._link.settle(keep=set(self._awaited))
-        if not (self._auto_settle or self._awaited):
+        if not self._auto_settle:
             self._sent.clear()  # what was sent is never sent again: the next round is another
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -70,7 +78,8 @@ class GrpcGrid(HanseGrid):
         def keep(reply: Reply) -> None:
             self._arrived[reply.message.metadata.reply_to_message_id] = reply
 
-        return self._push(messages, keep, Slots(math.inf), until=math.inf)
+        pushed = self._push(messages, keep, Slots(math.inf), until=math.inf)
+        return [each.id for each in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies that have arrived, each once."""
@@ -79,36 +88,67 @@ class GrpcGrid(HanseGrid):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
-        """Send at once; yield replies as they arrive, until all are in or ``timeout`` is over.
-
-        A reply that comes later is dropped, and so is one that comes after the iterator was
-        closed.
-        """
+    ) -> Replies:
         replies: SimpleQueue[Reply] = SimpleQueue()
         seconds = math.inf if timeout is None else timeout
         deadline = time.monotonic() + seconds
         slots = Slots(REPLIES_IN_MEMORY)
         instructions = self._push(messages, replies.put, slots, until=time.time() + seconds)
-        return self._receive(instructions, replies, deadline)
+        return self._receive({each.id for each in instructions}, replies, deadline)
 
-    def _receive(
-        self, instructions: Iterable[str], replies: SimpleQueue[Reply], deadline: float
-    ) -> Iterator[Message]:
-        missing = set(instructions)
+    def _receive(self, missing: set[str], replies: SimpleQueue[Reply], deadline: float) -> Replies:
         try:
-            while missing:
-                left = deadline - time.monotonic()
-                try:
-                    reply = replies.get(timeout=None if left == math.inf else max(left, 0))
-                except Empty:
-                    break
+            while missing and (reply := _next(replies, deadline)) is not None:
                 message = self._take(reply)
                 missing.discard(message.metadata.reply_to_message_id)
                 yield message
         finally:
             if missing:
-                self._give_up(missing)
+                self._abandon(missing)
+
+    # --- replies that may come in a later round ---------------------------------------------
+
+    def collect(self, messages: Iterable[Message], *, timeout: float) -> Replies:
+        deadline, until = time.monotonic() + timeout, time.time() + timeout
+        for each in self._open:
+            self._awaited[each] = replace(self._awaited[each], until=until)
+        self._keep_open(self._push(messages, self._collected.put, self._slots, until=until))
+        return self._collect(deadline)
+
+    def working(self) -> Mapping[int, str]:
+        return {each.dst_node_id: each.group_id for each in self._open.values()}
+
+    def take_up(self, message_type: str, group_id: str) -> None:
+        connected = set(self._link.connected().values())
+        instructions = [
+            _without_body(entry)
+            for entry in self._link.owed(self.run_id)
+            if entry.message_type == message_type
+            and (entry.group_id != group_id or entry.site not in connected)
+        ]
+        self._keep_open(instructions)
+        self._send(instructions, self._collected.put, self._slots, until=math.inf)
+
+    def give_up(self, node_ids: Collection[int]) -> None:
+        behind = {id_ for id_, each in self._open.items() if each.dst_node_id in node_ids}
+        for each in behind:
+            del self._open[each]
+        if behind:
+            self._abandon(behind)
+
+    def _keep_open(self, instructions: Iterable[Instruction]) -> None:
+        self._open |= {each.id: each.envelope for each in instructions}
+
+    def _collect(self, deadline: float) -> Replies:
+        try:
+            while self._open and (reply := _next(self._collected, deadline)) is not None:
+                message = self._take(reply)
+                if self._open.pop(message.metadata.reply_to_message_id, None) is not None:
+                    yield message
+        finally:
+            self._link.outdate(list(self._open))
+
+    # --- what all of them do ----------------------------------------------------------------
 
     def _push(
         self,
@@ -117,15 +157,25 @@ class GrpcGrid(HanseGrid):
         slots: Slots,
         *,
         until: float,
-    ) -> list[str]:
+    ) -> list[Instruction]:
         if self._auto_settle:
             self.settle()
         instructions = list(self._address(messages))
+        self._send(instructions, answer, slots, until=until)
+        return instructions
+
+    def _send(
+        self,
+        instructions: list[Instruction],
+        answer: Callable[[Reply], None],
+        slots: Slots,
+        *,
+        until: float,
+    ) -> None:
         now = time.time()
         for each in instructions:
             self._awaited[each.id] = Awaited(site=each.site, since=now, until=until)
         self._link.push(instructions, answer, slots)
-        return [each.id for each in instructions]
 
     def _address(self, messages: Iterable[Message]) -> Iterator[Instruction]:
         """Each message with its id; a content that many share is encoded once."""
@@ -155,7 +205,31 @@ class GrpcGrid(HanseGrid):
         self._link.take(reply)
         return reply.message
 
-    def _give_up(self, instructions: set[str]) -> None:
+    def _abandon(self, instructions: set[str]) -> None:
         sites = sorted(self._awaited.pop(each).site for each in instructions)
         log.warning("no reply in time from %d sites: %s", len(sites), ", ".join(sites[:10]))
         self._link.abandon(instructions)
+
+
+def _next(replies: SimpleQueue[Reply], deadline: float) -> Reply | None:
+    """The next reply; None if there is none by ``deadline``, in monotonic seconds."""
+    left = deadline - time.monotonic()
+    try:
+        return replies.get(timeout=None if left == math.inf else max(left, 0))
+    except Empty:
+        return None
+
+
+def _without_body(entry: Entry) -> Instruction:
+    """What an earlier process asked of a site: its reply is wanted still, whose round is over."""
+    envelope = Envelope(
+        message_id=entry.instruction,
+        run_id=entry.run_id,
+        src_node_id=SERVER_NODE_ID,
+        dst_node_id=node_id_of(entry.site),
+        message_type=entry.message_type,
+        group_id=entry.group_id,
+        created_at=time.time(),
+        ttl=TTL_SECONDS,
+    )
+    return Instruction(site=entry.site, envelope=envelope, encoded=None)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from hanse.errors import QuorumError
 from hanse.flower import JOB, ROUND, to_record
 from hanse.job import Job
@@ -22,12 +21,11 @@ from hanse_server.metrics import ServerMetrics
 from hanse_server.model import CentralJudge, initial_weights
 from hanse_server.replies import ReplyDesk
 from hanse_server.secagg import SecureTraining
-from hanse_server.secagg.stage import StageDesk
 from hanse_server.spending import FIGURES
-from hanse_server.status import Status, StatusFile
 from hanse_server.strategies import Resumable, make_strategy, released_model
+from hanse_server.telling import Teller
 from hanse_server.updates import specs_of
-from hanse_server.workspace import RoundRecord, SiteRound, Workspace, read_history
+from hanse_server.workspace import MISSING, RoundRecord, SiteRound, Workspace
 
 log = logging.getLogger("hanse.server")
 
@@ -65,18 +63,19 @@ class RoundLoop:
         self._grid = grid
         self._workspace = workspace
         self._metrics = metrics
+        self._teller = Teller(job, grid, metrics, workspace.folder)
         self._task = load_task(job.task.name, job.task.options)
         self._strategy = make_strategy(job)
         self._secure = (
-            SecureTraining(job, grid, metrics, workspace.folder, self._show)
+            SecureTraining(job, grid, metrics, workspace.folder, self._teller.show)
             if job.secure_aggregation.enabled
             else None
         )
         self._judge = CentralJudge(self._task, job)
-        self._status = StatusFile(workspace.folder)
         self._archive = Archive(job, workspace)
+        self._folds_late = job.strategy.folds_late
+        self._taken_up = False
         self._owing: frozenset[str] = frozenset()  # asked by an earlier server of this run
-        metrics.rounds_planned.set(job.rounds)
 
     def run(self) -> None:
         """All rounds that are left.
@@ -84,7 +83,7 @@ class RoundLoop:
         Raises:
             QuorumError: if ``strategy.patience`` rounds in a row found too few sites.
         """
-        with self._status:
+        with self._teller:
             arrays, progress = self._resume()
             while progress.round < self._job.rounds:
                 number = progress.round + 1
@@ -92,9 +91,9 @@ class RoundLoop:
                 with self._metrics.round_seconds.time():
                     arrays, progress = self._round(number, arrays, progress)
                 if progress.missed >= self._job.strategy.patience:
-                    self._show("failed", number)
-                    raise QuorumError(self._why_missed(progress))
-            self._show("done", self._job.rounds)
+                    self._teller.show("failed", number)
+                    raise QuorumError(self._teller.why_missed(progress.missed))
+            self._teller.show("done", self._job.rounds)
 
     def _round(
         self, number: int, arrays: ArrayRecord, progress: Progress
@@ -130,7 +129,7 @@ class RoundLoop:
         )
         progress = replace(progress, round=number, missed=0 if met else progress.missed + 1)
         progress = self._keep(record, arrays, released, progress)
-        self._tell(record)
+        self._teller.tell(record)
         self._on_round(record)
         return arrays, progress
 
@@ -140,12 +139,15 @@ class RoundLoop:
         with self._metrics.phases.during("waiting"):
             started = told = time.monotonic()
             while waiting_for := self._waits_for(time.monotonic() - started):
-                self._show("waiting", number, waiting_for=waiting_for)
+                self._teller.show("waiting", number, waiting_for=waiting_for)
                 if time.monotonic() - told > self._job.limits.connections_wait:
                     told = time.monotonic()
                     log.warning("round %d: %s for %.0f s", number, waiting_for, told - started)
                 time.sleep(POLL_SECONDS)
         self._owing = frozenset()
+        if self._folds_late and not self._taken_up:
+            self._taken_up = True
+            self._grid.take_up(MessageType.TRAIN, str(number))
 
     def _waits_for(self, waited: float) -> str:
         """What must come about before the round can start, in words; empty if nothing must.
@@ -170,10 +172,32 @@ class RoundLoop:
             summed = [] if outcome.reply is None else [outcome.reply]
             aggregate, metrics = self._strategy.aggregate_train(number, summed)
             return Trained(aggregate, _plain(metrics), outcome.sites)
+        given_up = self._give_up(number) if self._folds_late else {}
         with self._exchange("training", number, messages, arrays) as (desk, replies):
             aggregate, metrics = self._strategy.aggregate_train(number, replies)
         met = desk.results >= self._job.strategy.quorum
-        return Trained(aggregate if met else None, _plain(metrics), desk.sites)
+        return Trained(aggregate if met else None, _plain(metrics), given_up | desk.sites)
+
+    def _give_up(self, number: int) -> dict[str, SiteRound]:
+        """Wait no longer for sites that are too many rounds behind, and say so of each."""
+        most = self._job.strategy.max_staleness
+        behind = {
+            node: number - int(group)
+            for node, group in self._grid.working().items()
+            if number - int(group) > most
+        }
+        since = {each.site: each.since for each in self._grid.awaited()}
+        self._grid.give_up(behind.keys())
+        given_up = {}
+        for node, rounds in behind.items():
+            name = self._grid.site_name(node)
+            given_up[name] = SiteRound(
+                outcome=MISSING,
+                seconds=time.time() - since[name],
+                reason=f"{rounds} rounds behind, and strategy.max_staleness = {most}",
+                staleness=rounds,
+            )
+        return given_up
 
     def _evaluate(
         self, number: int, arrays: ArrayRecord
@@ -191,28 +215,32 @@ class RoundLoop:
         self, phase: str, number: int, messages: list[Message], arrays: ArrayRecord | None
     ) -> Iterator[tuple[ReplyDesk, Iterator[Message]]]:
         """Send ``messages``; what comes back is checked and, while it is awaited, shown."""
-        deadline = self._job.strategy.deadline
-        specs = None if arrays is None else specs_of(arrays)
+        strategy, trains = self._job.strategy, arrays is not None
+        deadline = strategy.deadline
+        folds = trains and self._folds_late
         desk = ReplyDesk(
             messages,
             self._grid,
             self._metrics,
-            specs=specs,
+            specs=None if arrays is None else specs_of(arrays),
             checks=self._job.checks,
             deadline=deadline,
             number=number,
+            earlier=self._grid.awaited() if folds else None,
         )
+        goal = strategy.goal if trains else None
 
         def watched(replies: Iterable[Message]) -> Iterator[Message]:
-            for reply in desk.pass_on(replies):
-                self._show(phase, number, desk=desk)
+            for reply in desk.pass_on(replies, goal=goal):
+                self._teller.show(phase, number, desk=desk)
                 yield reply
 
         with self._metrics.phases.during(phase):
             self._metrics.round_deadline.set(time.time() + deadline)
-            self._show(phase, number, desk=desk)
-            replies = self._grid.send_and_receive(messages, timeout=deadline)
-            yield desk, watched(replies)
+            self._teller.show(phase, number, desk=desk)
+            send = self._grid.collect if folds else self._grid.send_and_receive
+            with closing(send(messages, timeout=deadline)) as replies:
+                yield desk, watched(replies)
             self._metrics.round_deadline.set(0)
 
     def _keep(
@@ -232,8 +260,8 @@ class RoundLoop:
     # --- before, between and after ----------------------------------------------------------
 
     def _resume(self) -> tuple[ArrayRecord, Progress]:
-        self._owing = self._grid.owing()
         last = self._archive.resume()
+        self._owing = self._grid.owing(str(1 if last is None else last.progress.round + 1))
         if last is None:
             return to_record(initial_weights(self._task, self._job)), Progress()
         if isinstance(self._strategy, Resumable):
@@ -244,56 +272,6 @@ class RoundLoop:
 
     def _config(self, number: int) -> ConfigRecord:
         return ConfigRecord({JOB: self._job.instruction, ROUND: number})
-
-    def _show(
-        self,
-        phase: str,
-        number: int,
-        *,
-        desk: ReplyDesk | StageDesk | None = None,
-        waiting_for: str = "",
-    ) -> None:
-        names = sorted(self._grid.site_name(node) for node in self._grid.get_node_ids())
-        awaited = desk.awaited if desk else ()
-        if awaited:
-            waiting_for = f"replies of {len(awaited)} sites"
-        status = Status(
-            phase=phase,
-            round=number,
-            rounds=self._job.rounds,
-            connected=tuple(names),
-            awaited=awaited,
-            waiting_for=waiting_for,
-        )
-        self._status.show(status)
-
-    def _tell(self, record: RoundRecord) -> None:
-        self._metrics.rounds.labels(record.outcome).inc()
-        for source, metrics in (("federated", record.federated), ("central", record.central)):
-            for name, value in metrics.items():
-                self._metrics.show_of_model(name, source, value)
-        outcomes = Counter(site.outcome for site in record.sites.values())
-        told = " ".join(f"{outcome}={count}" for outcome, count in sorted(outcomes.items()))
-        judged = record.central or record.federated
-        shown = " ".join(f"{name}={value:.4f}" for name, value in judged.items())
-        log.info(
-            "round %d/%d %s in %.2f s: %s %s",
-            record.round,
-            self._job.rounds,
-            record.outcome,
-            record.seconds,
-            told,
-            shown,
-        )
-
-    def _why_missed(self, progress: Progress) -> str:
-        last = read_history(self._workspace.folder)[-1]
-        reasons = Counter(site["reason"] or site["outcome"] for site in last["sites"].values())
-        told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
-        return (
-            f"{progress.missed} rounds in a row had fewer than {self._job.strategy.quorum} "
-            f"results (the last: {told or 'no site was asked'})"
-        )
 
 
 def _plain(metrics: MetricRecord | None) -> dict[str, float]:

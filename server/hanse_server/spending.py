@@ -26,7 +26,7 @@ from hanse_server.costs import (
     SiteCost,
     Source,
 )
-from hanse_server.workspace import RoundRecord, SiteRound
+from hanse_server.workspace import WORKING, RoundRecord, SiteRound
 
 FIGURES = ("epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate", "steps")
 """What sites may tell of their privacy; functions of no record."""
@@ -65,6 +65,7 @@ class _Account:
 
     asked: int = 0
     counted: int = 0
+    at_work: bool = False
     evaluations: int = 0
     told: dict[str, float] = field(default_factory=dict)
     stated_in: int = 0
@@ -75,11 +76,20 @@ class _Account:
     answered: bool = False
 
     @property
+    def trainings(self) -> int:
+        """How often it may have trained; what it is at now included."""
+        return self.counted + self.at_work
+
+    @property
     def judges_exactly(self) -> bool:
         """Whether its evaluations are known to have cost nothing: no noise, or none asked for."""
         return self.evaluation_noise is None and (self.answered or not self.evaluations)
 
     def trained(self, number: int, site: SiteRound) -> None:
+        self.at_work = site.outcome == WORKING
+        if self.at_work:  # what it is at counts once it is known how that ended, or the run ends
+            self.complete = False
+            return
         self.asked += 1 + site.earlier
         self.counted += site.earlier
         self.complete = self.complete and not site.earlier
@@ -161,8 +171,8 @@ class Spending:
     ) -> SiteCost:
         told = account.told
         return SiteCost(
-            asked=account.asked,
-            counted=account.counted,
+            asked=account.asked + account.at_work,
+            counted=account.trainings,
             evaluations=0 if account.judges_exactly else account.evaluations,
             noise_multiplier=self._noise_multiplier(told),
             sampling_rate=self._sampling_rate(told),
@@ -181,7 +191,7 @@ class Spending:
         if computed is not None:
             return computed
         planned = job.evaluation.rounds_judged_by_sites(job.rounds)
-        as_planned = account.counted <= job.rounds and account.evaluations <= planned
+        as_planned = account.trainings <= job.rounds and account.evaluations <= planned
         if privacy.target_epsilon is None or not as_planned:
             return None
         return Cost(epsilon=privacy.target_epsilon, delta=privacy.delta, accountant=TARGET)
@@ -194,10 +204,10 @@ class Spending:
             self._steps(account.told),
         )
         charges = []
-        if account.counted:
+        if account.trainings:
             if noise is None or rate is None or steps is None:
                 return None
-            count = steps * account.counted
+            count = steps * account.trainings
             charges.append(Charge(noise_multiplier=noise, sampling_rate=rate, steps=count))
         if not account.judges_exactly:
             if account.evaluation_noise is None:

@@ -26,6 +26,20 @@ class Awaited:
     until: float
 
 
+@dataclass(frozen=True)
+class Refused:
+    """The last reply of a site that did not count.
+
+    Attributes:
+        round: in which it came.
+        reason: what was wrong with it.
+    """
+
+    site: str
+    round: int
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """A moment of a run.
@@ -35,6 +49,7 @@ class Status:
             ``failed``; in a secure round also ``agreeing_on_masks`` and ``sharing_masks`` before
             training, ``agreeing_on_survivors`` and ``unmasking`` after it.
         waiting_for: in words; empty when nothing is awaited.
+        refused: sites whose reply was left out since the server started, each with the last.
     """
 
     phase: str
@@ -43,6 +58,7 @@ class Status:
     connected: tuple[str, ...] = ()
     awaited: tuple[Awaited, ...] = ()
     waiting_for: str = ""
+    refused: tuple[Refused, ...] = ()
     updated_at: float = 0.0
 
 
@@ -111,4 +127,6 @@ def read_status(folder: Path) -> Status:
             remedy="Name the --workspace of a run.",
         ) from missing
     awaited = tuple(Awaited(**each) for each in data["awaited"])
-    return Status(**data | {"awaited": awaited, "connected": tuple(data["connected"])})
+    refused = tuple(Refused(**each) for each in data.get("refused", ()))
+    connected = tuple(data["connected"])
+    return Status(**data | {"awaited": awaited, "refused": refused, "connected": connected})

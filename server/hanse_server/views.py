@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,27 @@ def status_view(status: Status, *, running: bool) -> RenderableType:
             ended.append("; `hanse server run` goes on where it stopped")
         return Group(head, ended)
     connected = Text("connected: " + (", ".join(status.connected) or "no site"))
-    if not status.awaited:
-        return Group(head, connected)
-    table = Table("awaited", "for", "at most until")
-    for each in status.awaited:
-        until = time.strftime("%H:%M:%S", time.localtime(each.until)) if each.until else "no limit"
-        table.add_row(each.site, f"{now - each.since:.0f} s", until)
-    return Group(head, connected, table)
+    lines: list[RenderableType] = [head, connected]
+    if status.awaited:
+        table = Table("awaited", "for", "at most until")
+        for each in status.awaited:
+            table.add_row(each.site, f"{now - each.since:.0f} s", _clock(each.until))
+        lines.append(table)
+    if status.refused:
+        table = Table("last refused", "round", Column("why", overflow="fold"))
+        for refused in status.refused:
+            table.add_row(refused.site, str(refused.round), refused.reason)
+        lines.append(table)
+    return Group(*lines)
+
+
+def _clock(moment: float) -> str:
+    """Unix time as people read it, with the day where it is another one."""
+    if not math.isfinite(moment) or not moment:
+        return "no limit"
+    local = time.localtime(moment)
+    today = time.localtime()[:3] == local[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M", local)
 
 
 def provisioned_view(made: Provisioned, removed: list[str]) -> RenderableType:

@@ -333,6 +333,14 @@ class ProcessError(HanseError):
     remedy_hint = "Read the log that the message names."
 
 
+class LostError(HanseError):
+    exit_code = 54
+    label = "lost"
+    help = "A site lost what it was asked, by a crash, and its round is over."
+    remedy_hint = "Nothing is to be done: the site goes on with the round under way."
+    discloses_nothing = True
+
+
 def error_types() -> Iterator[type[HanseError]]:
     """Every kind of error that can end a command, by exit code."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hanse.job import Job
 from hanse.secagg.messages import KEYS, SHARES, SURVIVORS, UNMASK
 from hanse_client.app import make_client_app
 from hanse_server.checkpoint import load_model
+from hanse_server.grid import Replies
 from hanse_server.grpc_grid import GrpcGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import RoundLoop
@@ -71,9 +72,7 @@ class Federation:
         kept: list[Any] = []  # a process that is killed closes no iterator
         send = loop._grid.send_and_receive
 
-        def dying(
-            messages: Iterable[Message], *, timeout: float | None = None
-        ) -> Iterator[Message]:
+        def dying(messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
             sent = list(messages)
             replies = send(sent, timeout=timeout)
             if sent and sent[0].metadata.message_type == stage:
@@ -81,7 +80,7 @@ class Federation:
                 before = STAGES.index(stage) + 1
                 wait_until(lambda: all(self.holds(name) >= before for name in NAMES))
                 raise KilledError
-            return replies  # type: ignore[return-value]
+            return replies
 
         loop._grid.send_and_receive = dying  # type: ignore[method-assign]
         with pytest.raises(KilledError):

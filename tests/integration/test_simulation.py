@@ -190,3 +190,29 @@ def test_a_worker_that_dies_costs_its_message_and_no_more(
     outcomes = [site["outcome"] for site in history[0]["sites"].values()]
     assert sorted(outcomes) == ["client_app", *["result"] * 4]
     assert all(site["outcome"] == "result" for site in history[1]["sites"].values())
+
+
+@pytest.mark.parametrize("engine", ["inline", "process"])
+@pytest.mark.parametrize("strategy", [{"goal": 2}, {"name": "FedBuff", "goal": 2}])
+def test_rounds_that_close_early_leave_the_engine_fit_for_the_next(
+    tmp_path: Path, engine: str, strategy: dict[str, Any]
+) -> None:
+    history = run(job(rounds=4, strategy=strategy), tmp_path, engine=engine, workers=2)
+    results = [
+        [name for name, site in line["sites"].items() if site["outcome"] == "result"]
+        for line in history
+    ]
+    assert [len(names) for names in results] == [2, 2, 2, 2]
+    assert all(line["federated"]["loss"] > 0 for line in history if line["judged"])
+    if strategy.get("name") == "FedBuff":
+        assert set(results[0] + results[1] + results[2]) == set(history[0]["sites"])
+
+
+def test_an_asynchronous_run_is_the_same_twice(tmp_path: Path) -> None:
+    asynchronous = job(rounds=6, strategy={"name": "FedBuff", "goal": 2})
+    models = []
+    for name in ("a", "b"):
+        run(asynchronous, tmp_path / name)
+        models.append(load_model(tmp_path / name / "models" / "last.safetensors"))
+    first, second = models
+    assert all(torch.equal(first[name], second[name]) for name in first)

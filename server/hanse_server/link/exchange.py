@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
-from hanse.errors import HanseError, NotRegisteredError, WireError
+from hanse.errors import HanseError, LostError, NotRegisteredError, WireError
 from hanse.flower import Envelope, error_reply, open_envelope
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
@@ -30,11 +30,16 @@ MOST_PARTIAL = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """A message for one site. ``encoded`` may be shared by many."""
+    """A message for one site.
+
+    Attributes:
+        encoded: may be shared by many; None of one that is not sent again: a site that has lost
+            it is to go on with what is asked now.
+    """
 
     site: str
     envelope: Envelope
-    encoded: Encoded
+    encoded: Encoded | None
 
     @property
     def id(self) -> str:
@@ -106,6 +111,13 @@ class Exchange:
             self._partial.pop(each, None)
             if pending is not None and pending.granted:
                 self.release(pending.slots)
+
+    def outdate(self, instructions: Iterable[str]) -> None:
+        """Wait for these as before, but do not send them again, nor keep what they hold."""
+        for each in instructions:
+            pending = self._pending.get(each)
+            if pending is not None:
+                pending.instruction = replace(pending.instruction, encoded=None)
 
     def release(self, slots: Slots) -> None:
         """A slot is free again: the next reply that waits for one may come."""
@@ -196,14 +208,18 @@ class Exchange:
     # --- the way of one instruction -----------------------------------------------------------
 
     def _deliver(self, session: Session, pending: _Pending, start: int) -> None:
+        encoded = pending.instruction.encoded
         if pending.id in session.held:
             session.ask(pending.id)
-        elif pending.id not in session.busy:
-            instruction = pending.instruction
+        elif pending.id in session.busy:
+            return
+        elif encoded is None:
+            self._fail(pending, LostError(f"site {session.site!r} has lost what it was at"))
+        else:
             session.instruct(
-                instruction.encoded,
-                instruction.envelope,
-                start=start if start <= instruction.encoded.body_size else 0,
+                encoded,
+                pending.instruction.envelope,
+                start=start if start <= encoded.body_size else 0,
                 wanted=lambda: pending.id in self._pending,
             )
 
@@ -213,6 +229,8 @@ class Exchange:
         own = pending.instruction.envelope
         if (envelope.src_node_id, envelope.run_id) != (own.dst_node_id, own.run_id):
             raise WireError(f"a reply of {session.site} carries the id of another site or run")
+        if (envelope.message_type, envelope.group_id) != (own.message_type, own.group_id):
+            raise WireError(f"a reply of {session.site} is of another type or round than asked for")
         if pending.granted:
             return  # it is on its way already
         assembler = pending.assembler

@@ -120,14 +120,16 @@ class LinkServer:
         """The names of all sites that are let in, by node id."""
         return {node_id_of(name): name for name in self._register.sites()}
 
-    def owing(self, run_id: int) -> frozenset[str]:
-        """The registered sites that were asked in a run, and neither given up nor settled with."""
-        asked = {
-            entry.site
+    def owed(self, run_id: int) -> list[Entry]:
+        """What registered sites were asked in a run, and is neither given up nor settled."""
+        registered = self._register.sites()
+        return [
+            entry
             for entry in self._journal.unsettled()
-            if entry.run_id == run_id and entry.state is not State.ABANDONED
-        }
-        return frozenset(asked & set(self._register.sites()))
+            if entry.run_id == run_id
+            and entry.state is not State.ABANDONED
+            and entry.site in registered
+        ]
 
     def traffic(self) -> tuple[int, int]:
         """Bytes of payload received and sent so far."""
@@ -163,6 +165,10 @@ class LinkServer:
         """The app goes on without the replies to these."""
         self._journal.mark(instructions, State.ABANDONED)
         self._call(self._exchange.abandon, instructions)
+
+    def outdate(self, instructions: Collection[str]) -> None:
+        """The app waits for these still, and goes on meanwhile: they are not sent again."""
+        self._call(self._exchange.outdate, instructions)
 
     def settle(self, *, keep: Collection[str]) -> None:
         """Nobody will ask again for anything but ``keep``: the sites may forget the rest."""

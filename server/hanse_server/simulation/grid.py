@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from flwr.app import Context, Message, RecordDict
 from hanse.flower import Envelope, open_envelope
 from hanse.identity import node_id_of
 
-from hanse_server.grid import HanseGrid
+from hanse_server.grid import HanseGrid, Replies
 from hanse_server.status import Awaited
 
 
@@ -39,6 +40,9 @@ class LocalGrid(HanseGrid):
         self._sent = self._received = self._count = 0
         self._pushed: dict[str, Message] = {}
         self._awaited: dict[str, Awaited] = {}
+        self._collecting: deque[Replies] = deque()
+        self._working: dict[int, str] = {}
+        self._given_up: set[str] = set()
 
     def get_node_ids(self) -> Sequence[int]:
         """The node ids of all sites, ascending."""
@@ -52,7 +56,7 @@ class LocalGrid(HanseGrid):
         """Whose replies are awaited."""
         return tuple(self._awaited.values())
 
-    def owing(self) -> frozenset[str]:
+    def owing(self, group_id: str) -> frozenset[str]:
         """None: simulated sites end with their process."""
         return frozenset()
 
@@ -76,20 +80,64 @@ class LocalGrid(HanseGrid):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
+    ) -> Replies:
         """Yield each reply as it is ready; simulated sites take the time they take."""
         return self._execute([self._number(message) for message in messages])
 
-    def _execute(self, messages: Sequence[Message]) -> Iterator[Message]:
-        now = time.time()
+    def collect(self, messages: Iterable[Message], *, timeout: float) -> Replies:
+        """Yield each reply as it is ready, those to earlier calls first.
+
+        Sites are as fast as this machine: who was asked first answers first.
+        """
+        numbered = [self._number(message) for message in messages]
+        for message in numbered:
+            self._await(message)
+            self._working[message.metadata.dst_node_id] = message.metadata.group_id
+        self._collecting.append(self._execute(numbered))
+        return self._collect()
+
+    def working(self) -> Mapping[int, str]:
+        """The sites that :meth:`collect` has asked and not heard of."""
+        return dict(self._working)
+
+    def take_up(self, message_type: str, group_id: str) -> None:
+        """Nothing to do: simulated sites end with their process."""
+
+    def give_up(self, node_ids: Collection[int]) -> None:
+        """Leave the replies of these sites out."""
+        names = {self.site_name(node) for node in node_ids}
+        for message_id, awaited in list(self._awaited.items()):
+            if awaited.site in names:
+                del self._awaited[message_id]
+                self._given_up.add(message_id)
+        for node in node_ids:
+            self._working.pop(node, None)
+
+    def _collect(self) -> Replies:
+        while self._collecting:
+            for reply in self._collecting[0]:
+                asked = reply.metadata.reply_to_message_id
+                if asked in self._given_up:
+                    self._given_up.discard(asked)
+                    continue
+                self._working.pop(reply.metadata.src_node_id, None)
+                yield reply
+            self._collecting.popleft()
+
+    def _execute(self, messages: Sequence[Message]) -> Replies:
         for message in messages:
-            name = self.site_name(message.metadata.dst_node_id)
-            self._awaited[message.metadata.message_id] = Awaited(site=name, since=now, until=0.0)
-            self._sent += _array_bytes(message)
+            self._await(message)
         for reply in self._engine.execute(messages):
             self._awaited.pop(reply.metadata.reply_to_message_id, None)
             self._received += _array_bytes(reply)
             yield reply
+
+    def _await(self, message: Message) -> None:
+        message_id = message.metadata.message_id
+        if message_id not in self._awaited and message_id not in self._given_up:
+            name = self.site_name(message.metadata.dst_node_id)
+            self._awaited[message_id] = Awaited(site=name, since=time.time(), until=0.0)
+            self._sent += _array_bytes(message)
 
     def _number(self, message: Message) -> Message:
         self._count += 1

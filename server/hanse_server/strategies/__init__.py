@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from flwr.app import ArrayRecord
 from flwr.serverapp import strategy as flower_strategies
 from flwr.serverapp.strategy import Strategy
+from hanse.aggregation import STREAMING
 from hanse.errors import StrategyError
 from hanse.job import Job
 from torch import Tensor
@@ -56,12 +57,14 @@ def make_strategy(job: Job) -> Strategy:
     # A secure round ends in one reply for all its sites, or in none.
     replies = 1 if job.secure_aggregation.enabled else choice.quorum
     try:
-        if choice.name == "StreamingFedAvg":
+        if choice.name in STREAMING:
             options: dict[str, Any] = dict(choice.options)
             return StreamingFedAvg(
                 fraction=choice.fraction,
                 quorum=choice.quorum,
                 least_replies=replies,
+                goal=choice.goal,
+                staleness_exponent=choice.staleness_exponent,
                 seed=job.seed,
                 **options,
             )
@@ -92,7 +95,7 @@ def _strategy_type(name: str) -> type[Any]:
     if not class_name:
         raise StrategyError(
             f"strategy.name = {name!r}: no such strategy",
-            remedy=f"Choose one of StreamingFedAvg, {', '.join(FLOWER)}, or package.module:Class.",
+            remedy=f"Choose one of {', '.join(STREAMING + FLOWER)}, or package.module:Class.",
         )
     try:
         return getattr(importlib.import_module(module_name), class_name)  # type: ignore[no-any-return]

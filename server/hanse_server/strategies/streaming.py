@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from hanse.flower import ARRAYS, CONFIG, ROUND, only_arrays, to_record, to_tensors
 from torch import Tensor
 
+from hanse_server.grid import HanseGrid
 from hanse_server.strategies.average import RunningMetrics
 
 Tensors = dict[str, Tensor]
@@ -29,13 +30,18 @@ class WeightedSum:
     total: Tensors = field(default_factory=dict)
     weight: float = 0.0
 
-    def fold(self, update: Mapping[str, Tensor], weight: float) -> None:
-        """Add ``weight`` times ``update``."""
+    def fold(self, update: Mapping[str, Tensor], weight: float, discount: float = 1.0) -> None:
+        """Add ``weight`` times ``update``, times ``discount`` for its age.
+
+        A discount makes the mean smaller, as in FedBuff (Nguyen et al. 2022): were it divided out
+        again, one late update alone would count in full.
+        """
+        factor = weight * discount
         for name, tensor in update.items():
             if name in self.total:
-                self.total[name].add_(tensor, alpha=weight)
+                self.total[name].add_(tensor, alpha=factor)
             else:
-                self.total[name] = tensor.to(torch.float64) * weight
+                self.total[name] = tensor.to(torch.float64) * factor
         self.weight += weight
 
     def mean(self) -> Tensors:
@@ -55,6 +61,8 @@ class StreamingFedAvg(Strategy):
         fraction: share of the connected sites that a round asks, at least ``quorum`` of them.
         quorum: sites that a round needs.
         least_replies: replies that a round needs, where one stands for many; the quorum if None.
+        goal: results with which a round closes.
+        staleness_exponent: a, where an update that is s rounds late counts ``(1 + s) ** -a``.
         seed: of the choice of sites, with the round.
         lr: the server's learning rate.
         momentum: of the server's step, 0 for none.
@@ -67,6 +75,8 @@ class StreamingFedAvg(Strategy):
         fraction: float = 1.0,
         quorum: int = 1,
         least_replies: int | None = None,
+        goal: int | None = None,
+        staleness_exponent: float = 0.5,
         seed: int = 0,
         lr: float = 1.0,
         momentum: float = 0.0,
@@ -75,6 +85,8 @@ class StreamingFedAvg(Strategy):
         self._fraction = fraction
         self._quorum = quorum
         self._least_replies = quorum if least_replies is None else least_replies
+        self._goal = goal or 0
+        self._staleness_exponent = staleness_exponent
         self._seed = seed
         self._lr = lr
         self._momentum = momentum
@@ -87,12 +99,16 @@ class StreamingFedAvg(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message to each chosen site, all of the same content."""
+        """One message to each chosen site, all of the same content.
+
+        Sites that are at work for an earlier round count among those that the round takes.
+        """
         self._model = to_tensors(arrays)
-        sites = sorted(grid.get_node_ids())
-        size = min(len(sites), max(self._quorum, round(self._fraction * len(sites))))
+        there, idle = list(grid.get_node_ids()), _idle(grid)
+        size = max(self._quorum, self._goal, round(self._fraction * len(there)))
+        size = min(len(idle), size - (len(there) - len(idle)))
         choice = random.Random(f"{self._seed}:{server_round}")  # noqa: S311 - not a secret
-        chosen = choice.sample(sites, size)
+        chosen = choice.sample(idle, max(0, size))
         return _messages(server_round, arrays, config, chosen, MessageType.TRAIN)
 
     def aggregate_train(
@@ -108,13 +124,19 @@ class StreamingFedAvg(Strategy):
             if reply.has_error():
                 continue
             weight = metrics.fold(reply.content)
-            updates.fold(to_tensors(only_arrays(reply.content)), weight)
+            discount = self._discount(server_round, reply)
+            updates.fold(to_tensors(only_arrays(reply.content)), weight, discount)
             results += 1
         if results < self._least_replies:
             return None, metrics.mean()
         self._step(updates.mean())
         self._fold_iterate(server_round)
         return to_record(self._model), metrics.mean()
+
+    def _discount(self, server_round: int, reply: Message) -> float:
+        group = reply.metadata.group_id
+        staleness = max(0, server_round - int(group)) if group.isdecimal() else 0
+        return float((1.0 + staleness) ** -self._staleness_exponent)
 
     def _step(self, update: Tensors) -> None:
         for name, mean in update.items():
@@ -147,9 +169,8 @@ class StreamingFedAvg(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message to every connected site."""
-        sites = sorted(grid.get_node_ids())
-        return _messages(server_round, arrays, config, sites, MessageType.EVALUATE)
+        """One message to every connected site that is not at work."""
+        return _messages(server_round, arrays, config, _idle(grid), MessageType.EVALUATE)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -179,6 +200,12 @@ class StreamingFedAvg(Strategy):
                 self._velocity[name] = tensor
             elif kind == "average":
                 self._average[name] = tensor
+
+
+def _idle(grid: Grid) -> list[int]:
+    """The sites that are there and owe nothing, ascending."""
+    working = grid.working() if isinstance(grid, HanseGrid) else {}
+    return sorted(set(grid.get_node_ids()) - set(working))
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

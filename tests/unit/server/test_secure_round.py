@@ -127,7 +127,7 @@ def test_the_status_names_the_stage_and_the_sites(tmp_path: Path) -> None:
     fleet = Fleet(3)
     loop = fleet.loop(plane_job(secure=True), tmp_path)
     shown: list[Status] = []
-    loop._status.show = shown.append  # type: ignore[assignment,method-assign]
+    loop._teller._status.show = shown.append  # type: ignore[assignment,method-assign]
     loop.run()
     for phase in PHASES.values():
         awaited = [{each.site for each in s.awaited} for s in shown if s.phase == phase]

@@ -88,6 +88,17 @@ def test_whoever_was_asked_and_did_not_refuse_is_counted(outcome: str) -> None:
     assert (found.asked, found.counted) == (2, 2)
 
 
+def test_work_that_goes_on_over_rounds_is_counted_once_however_it_ends() -> None:
+    late = SiteRound(outcome="result", seconds=1.0, staleness=2)
+    at_work = [record(number, ended("working")) for number in (2, 3)]
+    before = record(1, took_part(epsilon=1.0))
+    for after in ([], [record(4, late)], [record(4, ended("lost"))]):
+        found = cost(job(), before, *at_work, *after)
+        assert (found.asked, found.counted) == (2, 2)
+        assert found.data_set is not None
+        assert not found.data_set.complete
+
+
 @pytest.mark.parametrize("outcome", sorted(spending.UNCHARGED))
 def test_whoever_refused_is_not_counted(outcome: str) -> None:
     found = cost(job(), record(1, took_part()), record(2, ended(outcome), ended(outcome)))

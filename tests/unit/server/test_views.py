@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from hanse_server.demo.comparison import Row
 from hanse_server.demo.result import DemoResult
 from hanse_server.provisioning.federation import Provisioned, ProvisionedSite
 from hanse_server.provisioning.layout import Layout
-from hanse_server.status import Awaited, Status
+from hanse_server.status import Awaited, Refused, Status
 from hanse_server.views import outcome_view, provisioned_view, run_outcome, status_view
 from hanse_server.workspace import RoundRecord, SiteRound, Terms, Workspace
 from rich.console import Console, RenderableType
@@ -174,3 +175,22 @@ def test_the_demo_ends_with_what_was_gained() -> None:
     for fact in facts:
         assert fact in text
     assert "…" not in printed(demo_result().view(), width=80)
+
+
+def test_the_status_names_whose_reply_was_left_out_and_why() -> None:
+    norm = "the update's norm, 7.9, is above the largest, 2.6 (checks.max_update_norm)"
+    refused = (Refused("b", 2, norm),)
+
+    text = printed(status_view(awaiting(refused=refused), running=True))
+
+    assert "last refused" in text
+    assert "checks.max_update_norm" in text
+
+
+def test_no_limit_is_said_so_and_another_day_is_named() -> None:
+    day = time.time() + 3 * 24 * 3600
+    endless, far = (Awaited(site="b", since=time.time(), until=until) for until in (math.inf, day))
+
+    assert "no limit" in printed(status_view(awaiting(awaited=(endless,)), running=True))
+    shown = printed(status_view(awaiting(awaited=(far,)), running=True))
+    assert time.strftime("%Y-%m-%d %H:%M", time.localtime(day)) in shown
