@@ -34,7 +34,7 @@ format: .venv/dev  ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 
 bench: .venv/dev  ## run one benchmark, as in BENCH=accounting; without BENCH, list them
-	$(BIN)/python tests/benchmarks/run.py $(BENCH)
+	$(BIN)/python tests/benchmarks/run.py $(BENCH) $(DATA)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv .venv

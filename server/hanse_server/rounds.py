@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
-from hanse.errors import QuorumError
+from hanse.errors import QuorumError, StrategyError
 from hanse.flower import JOB, ROUND, to_record
 from hanse.job import Job
 from hanse.task import load_task
@@ -176,6 +176,11 @@ class RoundLoop:
         with self._exchange("training", number, messages, arrays) as (desk, replies):
             aggregate, metrics = self._strategy.aggregate_train(number, replies)
         met = desk.results >= self._job.strategy.quorum
+        if met and aggregate is None:
+            raise StrategyError(
+                f"{self._job.strategy.name} made no model of {desk.results} results",
+                remedy="Its own line in the log says why; correct [strategy] in job.toml.",
+            )
         return Trained(aggregate if met else None, _plain(metrics), given_up | desk.sites)
 
     def _give_up(self, number: int) -> dict[str, SiteRound]:

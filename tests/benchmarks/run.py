@@ -1,7 +1,8 @@
 """Run one benchmark: print its table, and write it to ``build/bench/<name>.json``.
 
 A benchmark is a module of this folder with ``rows() -> list[dict[str, Any]]``; the first line of
-its docstring is its title. ``make bench BENCH=name`` runs one, ``make bench`` lists them.
+its docstring is its title. One that needs data takes the folder of it: ``rows(data)``. ``make bench
+BENCH=name`` runs one, with ``DATA=folder`` where it needs that; ``make bench`` lists them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,17 +26,20 @@ Rows = Sequence[dict[str, Any]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: 0, or 2 for a benchmark that there is not."""
+    """The exit code: 0, or 2 for a benchmark that there is not, or that lacks its data."""
     console = Console()
     names = benchmarks(FOLDER)
-    if len(arguments) != 1 or arguments[0] not in names:
+    if not arguments or arguments[0] not in names:
         for name in names:
             console.print(f"{name}: {title(load(FOLDER, name))}", highlight=False)
         if arguments:
-            console.print(f"there is no benchmark called {' '.join(arguments)}")
+            console.print(f"there is no benchmark called {arguments[0]}")
         return 2 if arguments else 0
-    module = load(FOLDER, arguments[0])
-    rows = module.rows()
+    module, folders = load(FOLDER, arguments[0]), [Path(each) for each in arguments[1:]]
+    if len(folders) != len(signature(module.rows).parameters):
+        console.print(f"{arguments[0]} needs a folder of data: DATA=folder")
+        return 2
+    rows = module.rows(*folders)
     console.print(table(title(module), rows))
     console.print(f"written to {write(RESULTS, arguments[0], rows)}", highlight=False)
     return 0

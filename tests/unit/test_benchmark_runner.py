@@ -43,6 +43,18 @@ def test_the_benchmarks_are_listed(
     assert "speed: How fast it is." in capsys.readouterr().out
 
 
+def test_a_benchmark_that_needs_data_is_given_its_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "judge.py").write_text(
+        '"""How good it is."""\ndef rows(data):\n    return [{"in": data.name}]\n'
+    )
+    assert run.main(["judge"]) == 2
+    assert "DATA=folder" in capsys.readouterr().out
+    assert run.main(["judge", str(folder / "digits")]) == 0
+    assert "digits" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", run.benchmarks(run.FOLDER))
 def test_each_benchmark_has_a_title_and_rows(name: str) -> None:
     module = run.load(run.FOLDER, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord
@@ -32,6 +32,15 @@ FLOWER = (
     "QFedAvg",
 )
 """The strategies of Flower that go by their own name."""
+
+
+_LEAST: dict[str, Callable[[int], int]] = {
+    "Krum": lambda hostile: 2 * hostile + 3,
+    "MultiKrum": lambda hostile: 2 * hostile + 3,
+    "Bulyan": lambda hostile: 4 * hostile + 3,
+}
+"""Results that a strategy needs to withstand so many hostile ones (Blanchard et al. 2017, arXiv
+1703.02757; El Mhamdi et al. 2018, arXiv 1802.07927)."""
 
 
 @runtime_checkable
@@ -76,6 +85,7 @@ def make_strategy(job: Job) -> Strategy:
 def _flower_strategy(job: Job) -> Strategy:
     choice = job.strategy
     kind = _strategy_type(choice.name)
+    _check_enough(job)
     # The round loop has waited for as many sites as a round needs, and shown it. Flower would
     # wait again, in silence: for one that left after training, until it comes back.
     strategy: Strategy = kind(
@@ -86,6 +96,21 @@ def _flower_strategy(job: Job) -> Strategy:
         **choice.options,
     )
     return strategy
+
+
+def _check_enough(job: Job) -> None:
+    """Refuse a quorum with which a robust strategy cannot withstand what it is told to."""
+    choice = job.strategy
+    hostile = choice.options.get("num_malicious_nodes", 0)
+    if choice.name not in _LEAST or not isinstance(hostile, int):
+        return
+    needed = _LEAST[choice.name](hostile)
+    if hostile and choice.quorum < needed:
+        raise StrategyError(
+            f"{choice.name} withstands num_malicious_nodes = {hostile} among {needed} results or "
+            f"more, and strategy.quorum = {choice.quorum}",
+            remedy=f"Set strategy.quorum to {needed} at least, or lower num_malicious_nodes.",
+        )
 
 
 def _strategy_type(name: str) -> type[Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import strategy_utils
+from hanse.errors import StrategyError
 from hanse.flower import (
     ARRAYS,
     METRICS,
@@ -91,3 +92,11 @@ def test_no_strategy_waits_in_silence_for_a_site_that_left(monkeypatch: pytest.M
     assert asked(choosy, "train", 4) == 4
     assert asked(choosy, "evaluate", 2) == 2
     assert asked(choosy, "evaluate", 0) == 0
+
+
+@pytest.mark.parametrize(("name", "needed"), [("Krum", 7), ("MultiKrum", 7), ("Bulyan", 11)])
+def test_a_robust_strategy_is_asked_for_no_more_than_it_withstands(name: str, needed: int) -> None:
+    options = {"num_malicious_nodes": 2}
+    strategy(name, quorum=needed, options=options)
+    with pytest.raises(StrategyError, match=f"among {needed} results or more"):
+        strategy(name, quorum=needed - 1, options=options)

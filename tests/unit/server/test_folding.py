@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from hanse.errors import StrategyError
 from hanse.flower import ARRAYS, METRICS, WEIGHT, to_record
 from hanse.job import Job
 from hanse_server.checkpoint import load_model
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import RoundLoop
 from hanse_server.simulation.grid import LocalGrid
+from hanse_server.strategies.flower import OnWeights
 from hanse_server.workspace import Workspace, read_history
 from prometheus_client import CollectorRegistry
 
@@ -142,3 +145,14 @@ INVALID: dict[str, Callable[[], Job]] = {
 def test_what_cannot_be_is_refused_as_the_job_is_read(told: str) -> None:
     with pytest.raises(ValueError, match=told):
         INVALID[told]()
+
+
+def test_a_strategy_that_makes_no_model_of_a_full_round_is_named(tmp_path: Path) -> None:
+    class Idle(FedAvg):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            return None, None
+
+    loop = Fleet(2).loop(job(1), tmp_path)
+    loop._strategy = OnWeights(Idle(min_train_nodes=1, min_available_nodes=1), seed=0)
+    with pytest.raises(StrategyError, match="made no model of 2 results"):
+        loop.run()
