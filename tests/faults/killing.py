@@ -2,8 +2,8 @@
 
 The path is the real one: policy, ledger, training, egress, outbox, ledger and audit trail on
 disk. No fault point is in it: a trace function counts the executed lines of ``hanse_client``
-(but for the checks on made-up records, which write nothing) and kills the process, with SIGKILL,
-at the one asked for. What really happened is witnessed from outside (:mod:`tests.faults.lives`).
+(but for the checks on made-up records, which write nothing) and of the trail that it shares with
+the server, and kills the process, with SIGKILL, at the one asked for. What really happened is witnessed from outside (:mod:`tests.faults.lives`).
 Run as a module, it prints as JSON what it found::
 
     python -m tests.faults.killing --every 50 --offset 7
@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import hanse.trail
 import hanse_client
 import torch
 from hanse.errors import LedgerError
@@ -43,6 +44,7 @@ from tests.faults.planted import FAULTS
 from tests.harbour import RECORDS, Line
 
 PATH = Path(hanse_client.__file__).parent
+TRACED = (str(PATH), hanse.trail.__file__)
 CHECKS = str(PATH / "privacy" / "checks.py")
 NEVER = 2**62
 MOST_POINTS = 60
@@ -50,7 +52,7 @@ FOUND = (AssertionError, RuntimeError, LedgerError)
 
 
 def trace(fatal: int) -> Callable[[], int]:
-    """Count the lines of ``hanse_client`` that this process executes, and die at one of them."""
+    """Count the lines of the client that this process executes, and die at one of them."""
     count = 0
 
     def line(frame: FrameType, event: str, argument: object) -> Any:
@@ -63,7 +65,7 @@ def trace(fatal: int) -> Callable[[], int]:
 
     def call(frame: FrameType, event: str, argument: object) -> Any:
         file = frame.f_code.co_filename
-        return line if file.startswith(str(PATH)) and file != CHECKS else None
+        return line if file.startswith(TRACED) and file != CHECKS else None
 
     threading.settrace(call)
     sys.settrace(call)
