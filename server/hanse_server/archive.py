@@ -50,6 +50,8 @@ class Archive:
         Returns:
             The progress with the best model so far.
         """
+        # The trail before all else: no model without a word of what it was made from.
+        self._workspace.trail.kept(record, arrays, released)
         progress = self._keep_models(record, released, progress)
         # History first: a round that is in it and in no checkpoint is run again and struck.
         self._workspace.append(record)

@@ -65,16 +65,36 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(old)
 
 
+def last_round(folder: Path) -> int:
+    """The round of the newest checkpoint below ``folder``, 0 if there is none."""
+    return max(rounds(folder), default=0)
+
+
+def rounds(folder: Path) -> list[int]:
+    """The rounds of which there are checkpoints below ``folder``, the oldest first."""
+    return [int(path.name.removeprefix("round-")) for path in _rounds(folder)]
+
+
+def load_round(folder: Path, number: int) -> Mapping[str, Tensor] | None:
+    """The model of a round's checkpoint, None if there is none any more.
+
+    Raises:
+        WorkspaceError: if it is damaged.
+    """
+    path = folder / f"round-{number:05d}" / "model.safetensors"
+    return load_model(path) if path.exists() else None
+
+
 def load_last(folder: Path) -> Checkpoint | None:
     """The newest checkpoint below ``folder``, None if there is none.
 
     Raises:
         WorkspaceError: if it is damaged.
     """
-    rounds = _rounds(folder)
-    if not rounds:
+    found = _rounds(folder)
+    if not found:
         return None
-    last = rounds[-1]
+    last = found[-1]
     try:
         state: dict[str, Any] = json.loads((last / "progress.json").read_text(encoding="utf-8"))
         model = load_file(last / "model.safetensors")
@@ -115,6 +135,21 @@ def load_model(path: Path) -> dict[str, Tensor]:
         raise WorkspaceError(
             f"{path} cannot be read as safetensors: {unreadable}", remedy="Name a model file."
         ) from unreadable
+
+
+def load_stated(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a model that :func:`save_model` wrote, and its statement.
+
+    Raises:
+        WorkspaceError: if it is damaged, or says nothing of how it came about.
+    """
+    model = load_model(path)
+    with safetensors.safe_open(path, "pt") as opened:
+        text = (opened.metadata() or {}).get(STATEMENT, "")
+    try:
+        return model, dict(json.loads(text))
+    except (ValueError, TypeError) as damaged:
+        raise WorkspaceError(f"{path} carries no statement of how it came about") from damaged
 
 
 def save_tensors(

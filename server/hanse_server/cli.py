@@ -79,6 +79,36 @@ def status(
     show(result, as_json, lambda: out.print(status_view(now, running=running)))
 
 
+@server_app.command("audit")
+def audit(
+    workspace: Annotated[Path, typer.Option("--workspace", help="The run's folder.")],
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Hold the trail against itself, history and models."),
+    ] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="A site's audit.jsonl to hold it against too; may be repeated."),
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Show this site's lines alone.")] = None,
+    server_round: Annotated[
+        int | None, typer.Option("--round", min=1, help="Show this round's lines alone.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What was sent to the sites and accepted from them, and whether that holds together."""
+    from hanse_server.audit.view import audit_result, audit_view
+
+    result = audit_result(
+        workspace,
+        site=site,
+        number=server_round,
+        verify=verify or bool(against),
+        against=against or [],
+    )
+    show(result, as_json, lambda: out.print(audit_view(result), soft_wrap=True))
+
+
 def provision(
     sites: Annotated[
         list[str] | None, typer.Argument(help="Names of sites to make a kit for.")

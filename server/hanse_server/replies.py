@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from flwr.app import Error as FlowerError
 from flwr.app import Message
@@ -83,7 +84,8 @@ class ReplyDesk:
         for reply in replies:
             site = self._grid.site_name(reply.metadata.src_node_id)
             checked, record = self._look_at(site, reply)
-            self._close(site, record)
+            answered = reply.metadata.reply_to_message_id
+            self._close(site, replace(record, reply=answered))
             yield checked
             if self.results == goal:
                 break

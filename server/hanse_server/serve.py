@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,8 @@ from hanse.tls import load_identity
 from hanse.wire.limits import MEGABYTE, Limits
 
 from hanse_server.app import make_server_app, run_app
+from hanse_server.audit import ServerTrail
+from hanse_server.checkpoint import last_round
 from hanse_server.grpc_grid import GrpcGrid
 from hanse_server.journal import Journal
 from hanse_server.link import LinkServer
@@ -55,6 +58,7 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
     with (
         workspace.locked(),
         endpoint(metrics.registry, listening.metrics_host, listening.metrics_port),
+        _told(workspace, job) as trail,
         closing(Journal(workspace.journal)) as journal,
         LinkServer(
             host=listening.host,
@@ -63,12 +67,26 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
             register=Register(layout.register),
             journal=journal,
             metrics=metrics,
+            trail=trail,
             limits=Limits(max_body_bytes=round(job.limits.reply_mb * MEGABYTE)),
             job=job.name,
         ) as link,
     ):
         run_app(make_server_app(job, workspace, metrics), GrpcGrid(link, workspace.run_id))
     log.info("done: %d rounds in %s", job.rounds, folder)
+
+
+@contextmanager
+def _told(workspace: Workspace, job: Job) -> Iterator[ServerTrail]:
+    """The audit trail, in which the server's start and its end are told."""
+    trail = workspace.open_trail()
+    trail.started(workspace.run_id, job.digest, last_round(workspace.checkpoints))
+    try:
+        yield trail
+    except BaseException as error:
+        trail.stopped(error)
+        raise
+    trail.stopped(None)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@
     run.json            the run's id and its job
     status.json         what the server is doing now, for `hanse server status`
     history.jsonl       one line a round
+    audit.jsonl         what was sent and accepted, chained by hash: hanse_server.audit.trail
     journal.sqlite      what each site is owed and owes
     session.json        the secure round under way, and who answered which of its stages
     checkpoints/        round-00012/: model, strategy state, progress
@@ -30,6 +31,7 @@ from hanse.errors import WorkspaceError
 from hanse.job import Job
 from pydantic import ValidationError
 
+from hanse_server.audit import ServerTrail
 from hanse_server.durable import write_file
 
 
@@ -70,6 +72,7 @@ class SiteRound:
         clipped: whether it was scaled down to the largest norm that the job lets count.
         staleness: rounds that ended between the instruction and the reply.
         terms: on which ``metrics`` left the site.
+        reply: the id of the instruction that its reply answered; empty where none came.
         earlier: how often it may have trained before in this round, in sessions of secure
             aggregation that could not go on.
     """
@@ -83,6 +86,7 @@ class SiteRound:
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     terms: Terms = field(default_factory=Terms)
+    reply: str = ""
     earlier: int = 0
 
 
@@ -150,6 +154,8 @@ class Workspace:
             self.run_id = self._resume(job)
         else:
             self.run_id = self._begin(job)
+        self.trail = ServerTrail(None)
+        """What is told of the run, once :meth:`open_trail` was called; nothing in a simulation."""
 
     @property
     def checkpoints(self) -> Path:
@@ -206,6 +212,17 @@ class Workspace:
                 ) from taken
             yield
 
+    def open_trail(self) -> ServerTrail:
+        """The audit trail; the workspace must be :meth:`locked`."""
+        try:
+            self.trail = ServerTrail(audit_path(self.folder))
+        except OSError as error:
+            raise WorkspaceError(
+                f"{audit_path(self.folder)} cannot be opened: {error.strerror}",
+                remedy="Check the permissions of the workspace.",
+            ) from error
+        return self.trail
+
     def append(self, record: RoundRecord) -> None:
         """Add a round to the history."""
         with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
@@ -232,6 +249,11 @@ def _as_read_today(job: dict[str, Any]) -> dict[str, Any]:
     except ValidationError:
         return job
     return read
+
+
+def audit_path(folder: Path) -> Path:
+    """Where a workspace's audit trail is."""
+    return folder / "audit.jsonl"
 
 
 def make_folder(folder: Path) -> None:

@@ -341,6 +341,13 @@ class LostError(HanseError):
     discloses_nothing = True
 
 
+class TrailError(HanseError):
+    exit_code = 55
+    label = "trail"
+    help = "A run's audit trail was changed, is cut off, or does not agree with the run or a site."
+    remedy_hint = "Keep the workspace and the sites' trails as they are; find out who changed them."
+
+
 def error_types() -> Iterator[type[HanseError]]:
     """Every kind of error that can end a command, by exit code."""
 

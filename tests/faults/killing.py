@@ -3,7 +3,8 @@
 The path is the real one: policy, ledger, training, egress, outbox, ledger and audit trail on
 disk. No fault point is in it: a trace function counts the executed lines of ``hanse_client``
 (but for the checks on made-up records, which write nothing) and of the trail that it shares with
-the server, and kills the process, with SIGKILL, at the one asked for. What really happened is witnessed from outside (:mod:`tests.faults.lives`).
+the server, and kills the process, with SIGKILL, at the one asked for. What really
+happened is witnessed from outside (:mod:`tests.faults.lives`).
 Run as a module, it prints as JSON what it found::
 
     python -m tests.faults.killing --every 50 --offset 7

@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from hanse.errors import HanseError, LostError, NotRegisteredError, WireError
@@ -18,11 +19,15 @@ from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.limits import Limits
 from hanse.wire.message import Encoded
 
+from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal, State
 from hanse_server.link.session import Session
 from hanse_server.metrics import ServerMetrics
 
 log = logging.getLogger("hanse.link")
+
+MOST_ABANDONED = 10_000
+"""Instructions without a reply in time that are remembered, to tell of a late one."""
 
 MOST_PARTIAL = 8
 """Replies of sites that went away half-way, kept so that they can go on from there."""
@@ -86,10 +91,12 @@ class Exchange:
     journal: Journal
     metrics: ServerMetrics
     limits: Limits
+    trail: ServerTrail
     sessions: dict[str, Session] = field(default_factory=dict)
     _pending: dict[str, _Pending] = field(default_factory=dict)
     _partial: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _late: set[str] = field(default_factory=set)
+    _abandoned: OrderedDict[str, str] = field(default_factory=OrderedDict)  # each with its site
 
     # --- what the app asks for ------------------------------------------------------------
 
@@ -109,8 +116,15 @@ class Exchange:
         for each in instructions:
             pending = self._pending.pop(each, None)
             self._partial.pop(each, None)
-            if pending is not None and pending.granted:
+            if pending is None:
+                continue
+            site = pending.instruction.site
+            self.trail.abandoned(site, pending.instruction.envelope)
+            self._abandoned[each] = site
+            if pending.granted:
                 self.release(pending.slots)
+        while len(self._abandoned) > MOST_ABANDONED:
+            self._abandoned.popitem(last=False)
 
     def outdate(self, instructions: Iterable[str]) -> None:
         """Wait for these as before, but do not send them again, nor keep what they hold."""
@@ -252,14 +266,22 @@ class Exchange:
     def _arrived(self, session: Session, pending: _Pending, assembler: Assembler) -> None:
         message = assembler.message()
         session.acknowledge(pending.id, assembler.size)
-        self._answer(pending, message)
+        self._answer(
+            pending,
+            message,
+            digest=assembler.digest.hex(),
+            bytes=assembler.size,
+            sha256=assembler.arrays_digest(),
+        )
 
     def _fail(self, pending: _Pending, error: HanseError) -> None:
         log.warning("%s: %s", pending.instruction.site, error)
         asked = open_envelope(pending.instruction.envelope, RecordDict())
         self._answer(pending, error_reply(error, asked))
 
-    def _answer(self, pending: _Pending, message: Message) -> None:
+    def _answer(self, pending: _Pending, message: Message, **arrived: Any) -> None:
+        asked = pending.instruction
+        self.trail.answered(asked.site, asked.envelope, message, **arrived)
         del self._pending[pending.id]
         self._partial.pop(pending.id, None)
         pending.answer(Reply(message, pending.slots if pending.granted else None))
@@ -273,6 +295,9 @@ class Exchange:
         self, session: Session, instruction: str, state: State, *, late: bool = False
     ) -> None:
         """A site holds a reply that nobody waits for."""
+        if self._abandoned.get(instruction) == session.site:
+            del self._abandoned[instruction]
+            self.trail.late(session.site, instruction)
         if (late or state is State.ABANDONED) and instruction not in self._late:
             log.warning("%s: a reply came too late", session.site)
             self.metrics.replies.labels(session.site, "late").inc()

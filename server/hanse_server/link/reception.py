@@ -11,6 +11,7 @@ from hanse.tls import fingerprint
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.protocol import check_protocol, goodbye, this_protocol, versions
 
+from hanse_server.audit import ServerTrail
 from hanse_server.link.exchange import Exchange
 from hanse_server.link.session import Session
 from hanse_server.metrics import ServerMetrics
@@ -37,12 +38,14 @@ class Reception:
         register: Register,
         exchange: Exchange,
         metrics: ServerMetrics,
+        trail: ServerTrail,
         job: str,
         heartbeat_seconds: float,
     ) -> None:
         self._register = register
         self._exchange = exchange
         self._metrics = metrics
+        self._trail = trail
         self._job = job
         self._heartbeat_seconds = heartbeat_seconds
         self._seen: set[str] = set()
@@ -50,17 +53,17 @@ class Reception:
         self.received = self.sent = 0
 
     async def watch_register(self) -> None:
-        """Send away the sites that were taken out of the register."""
+        """Send away the sites that were taken out of the register; let the trail catch up."""
         while True:
             await asyncio.sleep(REGISTER_SECONDS)
+            await asyncio.to_thread(self._trail.catch_up)
             for session in self._exchange.sessions.values():
                 if session.duplex.outgoing.closed:
                     continue  # it is on its way out
                 try:
                     self._register.admit(session.site, session.fingerprint)
                 except NotRegisteredError as error:
-                    log.warning("%s: sent away: %s", session.site, error)
-                    session.dismiss(error, retry=False)
+                    self._send_away(session, error, retry=False)
             self._exchange.refuse_unregistered(self._register.sites())
 
     async def connect(self, _: Any, context: Any) -> None:
@@ -69,11 +72,13 @@ class Reception:
             session, hello = await self._greet(context)
         except HanseError as refusal:
             log.warning("refused %s: %s", context.peer(), refusal)
+            self._trail.turned_away(*_peer(context), refusal)
             self._metrics.refused.labels(refusal.label).inc()
             retry = isinstance(refusal, NameTakenError)
             await context.write(pb.ServerFrame(goodbye=goodbye(refusal, retry=retry)))
             return
         self._enter(session, hello)
+        ended = "the stream broke off"
         try:
             self._exchange.joined(session, hello)
             ended = await session.duplex.run(
@@ -84,6 +89,7 @@ class Reception:
             log.info("%s: %s", session.site, ended)
         finally:
             self._leave(session)
+            self._trail.left(session.site, ended)
 
     async def _greet(self, context: Any) -> tuple[Session, pb.Hello]:
         """Find out who is there, and whether they may come in."""
@@ -107,7 +113,9 @@ class Reception:
         self._seen.add(session.site)
         self.connected = self.connected | {session.node_id: session.site}
         self._metrics.connected.labels(session.site).set(1)
-        log.info("%s is connected (hanse %s)", session.site, hello.versions.get("hanse", "?"))
+        version = hello.versions.get("hanse", "?")
+        self._trail.joined(session.site, session.fingerprint, version)
+        log.info("%s is connected (hanse %s)", session.site, version)
         welcome = pb.Welcome(
             protocol=this_protocol(),
             versions=versions(),
@@ -133,8 +141,12 @@ class Reception:
                 self._count_received(session.site, len(frame.chunk.data))
                 self._exchange.on_chunk(session, frame.chunk)
         except HanseError as error:
-            log.warning("%s: %s", session.site, error)
-            session.dismiss(error, retry=True)
+            self._send_away(session, error, retry=True)
+
+    def _send_away(self, session: Session, error: HanseError, *, retry: bool) -> None:
+        log.warning("%s: sent away: %s", session.site, error)
+        self._trail.turned_away(session.site, session.fingerprint, error)
+        session.dismiss(error, retry=retry)
 
     def _count_received(self, site: str, size: int) -> None:
         self.received += size

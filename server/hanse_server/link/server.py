@@ -21,6 +21,7 @@ from hanse.wire import hanse_pb2 as pb
 from hanse.wire.limits import Limits
 from hanse.wire.protocol import HEARTBEAT_SECONDS, METHOD, SERVICE, grpc_options
 
+from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal, State
 from hanse_server.link.exchange import Exchange, Instruction, Reply, Slots
 from hanse_server.link.reception import Reception
@@ -44,6 +45,7 @@ class LinkServer:
         register: who is let in.
         journal: what is owed.
         limits: what is taken from a site at most.
+        trail: where it is written down what is sent and accepted.
         job: the name of the job, for the sites' logs.
         heartbeat_seconds: between two signs of life, both ways.
     """
@@ -58,6 +60,7 @@ class LinkServer:
         journal: Journal,
         metrics: ServerMetrics,
         limits: Limits | None = None,
+        trail: ServerTrail | None = None,
         job: str = "",
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
@@ -67,11 +70,13 @@ class LinkServer:
         self._register = register
         self._journal = journal
         self._limits = limits or Limits()
-        self._exchange = Exchange(journal, metrics, self._limits)
+        self._trail = trail or ServerTrail(None)
+        self._exchange = Exchange(journal, metrics, self._limits, self._trail)
         self._reception = Reception(
             register=register,
             exchange=self._exchange,
             metrics=metrics,
+            trail=self._trail,
             job=job,
             heartbeat_seconds=heartbeat_seconds,
         )
@@ -153,6 +158,7 @@ class LinkServer:
             )
             for each in instructions
         )
+        self._trail.instructed((each.site, each.envelope, each.encoded) for each in instructions)
         self._call(self._exchange.push, instructions, answer, slots)
 
     def take(self, reply: Reply) -> None:
@@ -172,7 +178,9 @@ class LinkServer:
 
     def settle(self, *, keep: Collection[str]) -> None:
         """Nobody will ask again for anything but ``keep``: the sites may forget the rest."""
-        self._call(self._exchange.settle, self._journal.settle(keep=keep))
+        entries = self._journal.settle(keep=keep)
+        self._trail.settled(entries)
+        self._call(self._exchange.settle, entries)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the link has stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 from flwr.app import Error as FlowerError
@@ -45,6 +46,20 @@ class Assembler:
     def size(self) -> int:
         """Bytes of the whole body."""
         return self._header.body_size
+
+    @property
+    def digest(self) -> bytes:
+        """What the header says that the whole message has as its digest."""
+        return self._header.digest
+
+    def arrays_digest(self) -> str | None:
+        """SHA-256 of the bytes of all arrays in their order; None of a message without any."""
+        if not self._sizes:
+            return None
+        sha = hashlib.sha256()
+        for body in self._bodies:
+            sha.update(body)
+        return sha.hexdigest()
 
     @property
     def complete(self) -> bool:
