@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hanse_client.audit import AuditTrail, last_digest, read_audit, read_chained
+from hanse_client.held import verify_held
 from hanse_client.ledger.book import Account, Book, short
 from hanse_client.ledger.ledger import Ledger
 from hanse_client.ledger.reader import read_ledger
 from hanse_client.ledger.verify import verify_ledger
+from hanse_client.outbox import Outbox
 from hanse_client.site import Site
 
 
@@ -28,6 +30,11 @@ def ledger_path(site: Site) -> Path:
 def audit_path(site: Site) -> Path:
     """Where a site's audit trail is."""
     return site.state / "audit.jsonl"
+
+
+def outbox_path(site: Site) -> Path:
+    """Where a site's outbox is."""
+    return site.state / "outbox.sqlite"
 
 
 def ledger_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
@@ -54,8 +61,8 @@ def audit_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
     """What was asked and what left, line by line.
 
     Args:
-        verify: whether to check that each line follows from the one before it, and that none
-            is missing that the ledger knows of.
+        verify: whether to check that each line follows from the one before it, that none is
+            missing that the ledger knows of, and that the outbox holds nothing untold.
 
     Raises:
         LedgerBrokenError: if a line is damaged; with ``verify``, if one was changed or removed.
@@ -65,7 +72,12 @@ def audit_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
     if verify:
         found = verify_ledger(ledger_path(site), path, site.budget.delta)
         result["untold"] = found.rows - found.told
-    result["lines"] = read_chained(path) if verify else read_audit(path)
+        # The outbox first: a reply is told of before it is put there.
+        waiting = [*Outbox.look_into(outbox_path(site))] if outbox_path(site).exists() else []
+        result["lines"] = read_chained(path)
+        result["held"] = verify_held(waiting, result["lines"])
+    else:
+        result["lines"] = read_audit(path)
     return result | {"last": last_digest(path)}
 
 
@@ -207,9 +219,9 @@ _MARKS = {"public": "", "noised": " (noised)", "exact": " (exact)"}
 """How a metric came about that left."""
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, several: str = "") -> str:
     """A number of things, in words."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {several or f'{noun}s'}"
 
 
 def _when(moment: float) -> str:

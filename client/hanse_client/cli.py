@@ -127,7 +127,8 @@ def audit(
             but = " but its last, which the next start of the client will tell"
             out.print(
                 f"verified: {counted(len(lines), 'line')}; each follows from the one before it, "
-                f"and they tell of every row of the ledger{but if result['untold'] else ''}"
+                f"and they tell of every row of the ledger{but if result['untold'] else ''}, and "
+                f"of each of {counted(result['held'], 'reply', 'replies')} in the outbox"
             )
             out.print(f"digest of the last line, to note elsewhere:\n{last}", soft_wrap=True)
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hanse.errors import OutboxError
+
+
+@dataclass(frozen=True)
+class Held:
+    """A reply in an outbox: its header, and SHA-256 and size of its body."""
+
+    instruction: str
+    header: bytes
+    sha256: str
+    bytes: int
 
 
 class Outbox:
@@ -85,6 +97,27 @@ class Outbox:
         with self._reading, self._errors():
             row: tuple[Any, ...] | None = self._reader.execute(query, parameters).fetchone()
         return row
+
+    @staticmethod
+    def look_into(path: Path) -> Iterator[Held]:
+        """What lies in an outbox that a client may have open at this moment; the oldest first.
+
+        Raises:
+            OutboxError: if it cannot be read.
+        """
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+                db.execute("BEGIN")  # one moment for all that follows
+                replies = db.execute("SELECT instruction, header FROM reply ORDER BY put_at")
+                for instruction, header in replies.fetchall():
+                    query = "SELECT data FROM piece WHERE instruction = ? ORDER BY start"
+                    sha, size = hashlib.sha256(), 0
+                    for (data,) in db.execute(query, (instruction,)):
+                        sha.update(data)
+                        size += len(data)
+                    yield Held(instruction, header, sha.hexdigest(), size)
+        except sqlite3.Error as error:
+            raise OutboxError(f"{path}: {error}") from error
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from hanse.wire.limits import MEGABYTE, Limits
 from hanse_client import device
 from hanse_client.app import make_client_app
 from hanse_client.audit import AuditTrail
-from hanse_client.books import audit_path, ledger_path
+from hanse_client.books import audit_path, ledger_path, outbox_path
 from hanse_client.ledger import Ledger
 from hanse_client.link import Coordinator, LinkClient
 from hanse_client.metrics import ClientMetrics
@@ -40,7 +40,7 @@ def serve(site: Site) -> None:
     metrics = ClientMetrics(new_registry())
     with (
         Ledger(ledger_path(site)) as ledger,
-        closing(Outbox(site.state / "outbox.sqlite")) as outbox,
+        closing(Outbox(outbox_path(site))) as outbox,
         endpoint(metrics.registry, site.metrics_host, site.metrics_port),
     ):
         runtime = SiteRuntime(

@@ -31,6 +31,7 @@ EVERY_COMMAND = (
     "client ledger",
     "client request",
     "client run",
+    "server audit",
     "server run",
     "server status",
     "task check",
