@@ -116,9 +116,11 @@ class ServerTrail(Trail):
 
     # --- messages -----------------------------------------------------------------------------
 
-    def instructed(self, instructions: Iterable[tuple[str, Envelope, Encoded]]) -> None:
-        """Instructions, each with its site, are about to be sent."""
+    def instructed(self, instructions: Iterable[tuple[str, Envelope, Encoded | None]]) -> None:
+        """Instructions, each with its site, are about to be sent; told before if not encoded."""
         for site, envelope, encoded in instructions:
+            if encoded is None:
+                continue
             told = {"digest": encoded.digest.hex(), "bytes": encoded.body_size}
             self.note("instructed", site=site, **_of(envelope), **told)
         self.flush()

@@ -143,11 +143,13 @@ class LinkServer:
     def push(
         self, instructions: Collection[Instruction], answer: Callable[[Reply], None], slots: Slots
     ) -> None:
-        """Note durably that replies are owed, then send the instructions.
+        """Tell the trail and the journal durably that replies are owed, then send the instructions.
 
         Args:
             answer: is called on the link's thread with each reply as it arrives.
         """
+        # The trail first: what the journal has as owed, a restarted server may get answered.
+        self._trail.instructed((each.site, each.envelope, each.encoded) for each in instructions)
         self._journal.owe(
             Entry(
                 instruction=each.id,
@@ -158,7 +160,6 @@ class LinkServer:
             )
             for each in instructions
         )
-        self._trail.instructed((each.site, each.envelope, each.encoded) for each in instructions)
         self._call(self._exchange.push, instructions, answer, slots)
 
     def take(self, reply: Reply) -> None:
