@@ -83,7 +83,7 @@ def _told(workspace: Workspace, job: Job) -> Iterator[ServerTrail]:
     trail.started(workspace.run_id, job.digest, last_round(workspace.checkpoints))
     try:
         yield trail
-    except BaseException as error:
+    except BaseException as error:  # told here, and raised on
         trail.stopped(error)
         raise
     trail.stopped(None)
