@@ -131,6 +131,8 @@ class ServerTrail(Trail):
         Args:
             arrived: digests and size of the reply as it arrived.
         """
+        if self.path is None:
+            return
         told = {"site": site, **_of(asked), **arrived}
         if reply.has_error():
             label = error_label(reply.error)
