@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,9 +28,16 @@ from hanse.wire.message import encode, make_header
 from hanse_server.audit import ServerTrail
 from hanse_server.audit.account import Account
 from hanse_server.audit.compare import compare
+from hanse_server.audit.verify import verify_trail
+from hanse_server.checkpoint import last_round
+from hanse_server.grpc_grid import GrpcGrid
 from hanse_server.register import remove_site
+from hanse_server.rounds import RoundLoop
+from hanse_server.workspace import RoundRecord, Workspace, read_history
 from torch import nn
 
+from tests.contract.record_vectors import site_of
+from tests.fleet import TASK, plane_job
 from tests.forged import Line, lines_of, told
 from tests.harbour import Harbour, job, site
 from tests.integration.test_link_hostile import envelope, liar
@@ -221,3 +229,52 @@ def train(server: RunningServer) -> None:
     message = Message(content, node_id_of("harbour"), "train", group_id="1")
     (reply,) = grid.send_and_receive([message], timeout=20)
     assert reply.has_content(), reply.error
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"quorum": 3},
+        {"name": "FedBuff", "goal": 2, "quorum": 1},
+        {"quorum": 1, "goal": 1, "late": "fold"},
+    ],
+)
+def test_the_rounds_of_each_mode_verify_after_a_restart(
+    loopback: Loopback, tmp_path: Path, strategy: dict[str, Any]
+) -> None:
+    changed = {"task": {"name": TASK, "options": {"width": 2}}, "rounds": 6}
+    a_job = plane_job(secure=False, strategy=strategy, **changed)
+    names = [f"site-{number}" for number in range(3)]
+    for at, name in enumerate(names):
+        loopback.client(name, site_of(name, at))
+
+    def serve(stop_after: int) -> None:
+        def on_round(record: RoundRecord) -> None:
+            if record.round == stop_after:
+                raise InterruptedError
+
+        workspace = Workspace(tmp_path / "run", a_job)
+        trail = workspace.open_trail()
+        trail.started(workspace.run_id, a_job.digest, last_round(workspace.checkpoints))
+        server = loopback.server(trail=trail)
+        server.await_sites(*names)
+        grid = GrpcGrid(server.link, workspace.run_id)
+        try:
+            RoundLoop(a_job, grid, workspace, server.metrics, on_round).run()
+        finally:
+            server.link.stop()
+            server.journal.close()
+
+    with pytest.raises(InterruptedError):
+        serve(3)
+    # It dies without a further word: what was noted and not written is lost.
+    serve(0)
+
+    found, account = verify_trail(tmp_path / "run")
+    assert found.rounds == 6
+    history = read_history(tmp_path / "run")
+    assert found.folded == sum(
+        site["outcome"] == "result" for line in history for site in line["sites"].values()
+    )
+    folded = [reply for kept in account.kept.values() for reply in kept.folded]
+    assert len(folded) == len(set(folded)) >= 6
