@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from hanse.job import Job, load_job
+from hanse_client.books import audit_path
+from hanse_client.site import load_site
 from hanse_server.demo.federation import HOST, DemoFederation, set_up
 from hanse_server.demo.processes import hanse_command
 from hanse_server.status import read_status
@@ -124,6 +126,22 @@ class Hospitals:
         told = hanse("client", "ledger", str(self.federation.sites[name]), "--json")
         accounts = json.loads(told.stdout)["accounts"]
         return [entry for account in accounts for entry in account["entries"]]
+
+    def trails(self) -> dict[str, Path]:
+        """Each hospital's audit trail."""
+        sites = self.federation.sites
+        return {name: audit_path(load_site(file)) for name, file in sites.items()}
+
+    def audited(self) -> dict[str, Any]:
+        """What `hanse server audit` says, once it has found the server's trail in order.
+
+        It is held against the run, and against the trails of all hospitals.
+        """
+        against = [part for path in self.trails().values() for part in ("--against", str(path))]
+        told = hanse("server", "audit", "--workspace", str(self.workspace), *against, "--json")
+        assert told.returncode == 0, told.stdout
+        result: dict[str, Any] = json.loads(told.stdout)
+        return result
 
     def _start(self, name: str, *arguments: str) -> None:
         with self.federation.log(name).open("ab") as log:

@@ -11,8 +11,6 @@ import pytest
 import torch
 from hanse.errors import TrailError
 from hanse.trail import chained_lines
-from hanse_client.books import audit_path as site_audit_path
-from hanse_client.site import load_site
 from hanse_server.audit.account import Account
 from hanse_server.audit.compare import compare
 from hanse_server.audit.verify import verify_trail
@@ -51,26 +49,15 @@ def workspace(killed: Hospitals, tmp_path: Path) -> Path:
     return Path(shutil.copytree(killed.workspace, tmp_path / "run"))
 
 
-def site_trails(hospitals: Hospitals) -> dict[str, Path]:
-    sites = hospitals.federation.sites
-    return {name: site_audit_path(load_site(file)) for name, file in sites.items()}
-
-
 def test_the_trail_agrees_with_the_run_and_with_each_site(killed: Hospitals) -> None:
-    trails = site_trails(killed)
-    against = [part for path in trails.values() for part in ("--against", str(path))]
-
-    done = hanse("server", "audit", "--workspace", str(killed.workspace), *against, "--json")
-
-    assert done.returncode == 0, done.stdout
-    result = json.loads(done.stdout)
+    result = killed.audited()
     assert result["verified"]["rounds"] == ROUNDS
     assert result["verified"]["folded"] == 4 * ROUNDS
     assert set(result["verified"]["models"]) == {
         *(f"checkpoints/round-{n:05d}/model.safetensors" for n in (ROUNDS - 1, ROUNDS)),
         *("models/last.safetensors", "models/best.safetensors"),
     }
-    assert {each["site"] for each in result["agreed"]} == set(trails)
+    assert {each["site"] for each in result["agreed"]} == set(killed.trails())
     assert all(each["accepted"] >= 2 * ROUNDS for each in result["agreed"])
     first, second = (line["after"] for line in told(result["lines"], "started"))
     assert first == 0
@@ -245,7 +232,7 @@ def test_the_sites_trail_gives_a_forging_server_away(
     account = Account(str(read_run(workspace)["run_id"]))
     account.read(chained_lines(audit_path(workspace), TrailError))
     with pytest.raises(TrailError, match=named):
-        compare(site_trails(killed)["hungary"], account)
+        compare(killed.trails()["hungary"], account)
 
 
 def a_release_less(lines: list[Line]) -> None:
@@ -277,7 +264,7 @@ def test_a_forging_site_is_found(
     tamper: Callable[[list[Line]], None],
     named: str,
 ) -> None:
-    copy = Path(shutil.copy(site_trails(killed)["cleveland"], tmp_path / "audit.jsonl"))
+    copy = Path(shutil.copy(killed.trails()["cleveland"], tmp_path / "audit.jsonl"))
     forge(copy, tamper)
     _, account = verify_trail(workspace)
     with pytest.raises(TrailError, match=named):

@@ -77,6 +77,9 @@ def test_hospitals_sum_their_updates_and_pin_each_other(tmp_path: Path) -> None:
         for file in hospitals.federation.sites.values():
             left = [line for line in read_audit(audit_path(load_site(file))) if line.get("bytes")]
             assert [line["masked"] for line in left] == [True, True]
+        audited = hospitals.audited()
+        assert audited["verified"]["folded"] == 8
+        assert len(audited["agreed"]) == 4
 
 
 def test_a_hospital_killed_after_sharing_its_keys_is_only_left_out(tmp_path: Path) -> None:
