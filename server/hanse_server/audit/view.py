@@ -58,19 +58,22 @@ def audit_view(result: Mapping[str, Any]) -> RenderableType:
     """The trail, and what was verified, for people."""
     table = Table("when", "event", "site", "type", "round", "bytes", "what")
     for line in result["lines"]:
-        table.add_row(
+        told = (
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"])),
             line["event"].replace("_", " "),
-            line.get("site", ""),
-            line.get("type", ""),
-            line.get("round", ""),
-            str(line.get("bytes", "")),
+            *(str(line.get(key, "")) for key in ("site", "type", "round", "bytes")),
             _what(line),
         )
+        table.add_row(*map(_plain, told))
     parts: list[RenderableType] = [table if result["lines"] else Text("nothing is told")]
     if "verified" in result:
         parts += _verified(result["verified"], result["agreed"])
     return Group(*parts)
+
+
+def _plain(text: str) -> Text:
+    """A text that may be a site's: as it is, with nothing that a terminal would act on."""
+    return Text("".join(each if each.isprintable() else "\ufffd" for each in text))
 
 
 def _what(line: Mapping[str, Any]) -> str:

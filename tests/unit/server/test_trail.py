@@ -30,9 +30,10 @@ from hanse_server.audit import ServerTrail
 from hanse_server.audit.digests import metrics_digest, model_digest
 from hanse_server.audit.pace import MOST
 from hanse_server.audit.verify import verify_trail
-from hanse_server.audit.view import audit_result
+from hanse_server.audit.view import audit_result, audit_view
 from hanse_server.checkpoint import Progress
 from hanse_server.workspace import RoundRecord, SiteRound, Workspace, audit_path
+from rich.console import Console
 
 from tests.forged import lines_of, told
 
@@ -326,6 +327,21 @@ def test_lines_of_a_site_and_of_a_round(folder: Path, job: Job) -> None:
     assert events("south", None) == ["joined", "instructed", "accepted", "kept", "instructed"]
     assert events("south", 2) == ["instructed"]
     assert events(None, 2) == ["instructed", "instructed", "accepted", "kept"]
+
+
+def test_what_a_site_says_is_shown_as_it_is(folder: Path, job: Job) -> None:
+    server = Server(folder, job)
+    asked = envelope("north", 1)
+    server.trail.instructed([("north", asked, encode(RecordDict()))])
+    said = NotRegisteredError("[/red] \x1b[2J")
+    server.trail.answered("north", asked, error_reply(said, open_envelope(asked, RecordDict())))
+    server.trail.flush()
+    result = audit_result(folder, site=None, number=1, verify=False, against=[])
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(audit_view(result))
+    assert "[/red] \ufffd[2J" in captured.get()
+    assert "\x1b" not in captured.get()
 
 
 def test_the_digest_of_a_model_is_that_of_its_contents() -> None:
