@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from flwr.app import Message
 from hanse.errors import HanseError
+from hanse.keys import write_secret
 from hanse.tls import Identity, load_identity
 from hanse.wire.limits import Limits
 from hanse_client.link import Coordinator, LinkClient
@@ -169,7 +170,7 @@ class Loopback:
             "key.pem": issued.key_pem,
         }
         for name, pem in contents.items():
-            (folder / name).write_bytes(pem)
+            write_secret(folder / name, pem)
         return load_identity(*(folder / name for name in contents))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from flwr.app import MessageType
 from hanse.errors import BudgetError, HanseError, NameTakenError
+from hanse.expiry import days_left
 from hanse.job import Job
 from hanse.privacy.accounting import Charge, decide
 from hanse.records import fingerprints, read_records
@@ -113,12 +112,13 @@ def _planned(site: Site, job: Job) -> tuple[LocalPlan, Release]:
 
 def _certificate(site: Site) -> str:
     identity = load_identity(site.tls.ca, site.tls.certificate, site.tls.key)
-    days = (identity.not_after - datetime.now(UTC)).days
+    days, authority_days = days_left(identity.not_after), days_left(identity.authority_not_after)
     told = f"of {identity.name}, valid for {counted(days, 'more day')}"
     if days < SOON_DAYS:
-        told += ": ask the operator for a new one"
-    if site.tls.key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        told += f"; others on this machine can use its key: chmod 600 {site.tls.key}"
+        told += ": renew it with `hanse client renew`"
+    if authority_days < SOON_DAYS:
+        ends = counted(authority_days, "more day")
+        told += f"; its authority is valid for {ends}: ask the operator about a new one"
     return told
 
 

@@ -167,3 +167,29 @@ def request(
         out.print(f"fingerprint of the key, to compare: {made.key_fingerprint}", soft_wrap=True)
 
     show(asdict(made), as_json, render)
+
+
+@client_app.command("renew")
+def renew(
+    site_file: SiteFile = Path("site.toml"),
+    signed: Annotated[
+        Path | None,
+        typer.Option("--take", metavar="FILE", help="The certificate that the operator sent."),
+    ] = None,
+    keep_key: Annotated[
+        bool, typer.Option("--keep-key", help="Ask for a certificate of the present key.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask for a new certificate before this one ends, and take it; the client runs on."""
+    from hanse_client.renew import ask, take
+    from hanse_client.site import load_site
+
+    site = load_site(site_file)
+    told = ask(site, keep_key=keep_key) if signed is None else take(site, signed)
+
+    def render() -> None:
+        for line in told.lines():
+            out.print(line, markup=False, soft_wrap=True)
+
+    show(asdict(told), as_json, render)

@@ -38,6 +38,11 @@ class ClientMetrics:
             "Since when the site waits: `server` for a connection, `instruction` for work.",
             ["what"],
         )
+        self.certificate_expiry = gauge(
+            "certificate_expiry_timestamp_seconds",
+            "When this site's certificate ends, and its authority.",
+            ["certificate"],
+        )
         self.reconnects = counter("reconnects_total", "Streams opened after the first.")
         self.received_bytes = counter("received_bytes_total", "Payload received.")
         self.sent_bytes = counter("sent_bytes_total", "Payload sent.")

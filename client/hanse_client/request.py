@@ -54,7 +54,7 @@ def make_request(name: str, folder: Path) -> SigningRequest:
         else:
             key = new_key()
             write_secret(key_path, key_pem(key))
-        request_path.write_bytes(_request(name, key).public_bytes(serialization.Encoding.PEM))
+        request_path.write_bytes(signing_request(name, key))
     except OSError as error:
         raise CertificateError(
             f"{folder}: cannot be written: {error.strerror}",
@@ -68,6 +68,8 @@ def make_request(name: str, folder: Path) -> SigningRequest:
     )
 
 
-def _request(name: str, key: PrivateKey) -> x509.CertificateSigningRequest:
+def signing_request(name: str, key: PrivateKey) -> bytes:
+    """A request in PEM for a certificate of ``key`` that calls its holder ``name``."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)

@@ -12,7 +12,7 @@ from hanse.identity import node_id_of
 from hanse.logs import to_stderr
 from hanse.metrics import endpoint, new_registry
 from hanse.records import read_records
-from hanse.tls import load_identity
+from hanse.renewal import IdentityFiles
 from hanse.wire.limits import MEGABYTE, Limits
 
 from hanse_client import device
@@ -82,7 +82,7 @@ def coordinator_of(site: Site) -> Coordinator:
     """
     return Coordinator(
         address=site.coordinator,
-        identity=load_identity(site.tls.ca, site.tls.certificate, site.tls.key),
+        identity=IdentityFiles(site.tls.ca, site.tls.certificate, site.tls.key),
         limits=Limits(max_body_bytes=round(site.policy.max_model_mb * MEGABYTE)),
     )
 

@@ -122,38 +122,78 @@ def provision(
     ] = 9443,
     sign: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FILE: a signing request made at that site; may be repeated."),
+        typer.Option(
+            help="NAME=FILE: a signing request made at that site, to join or to renew; may be "
+            "repeated."
+        ),
     ] = None,
     remove: Annotated[
         list[str] | None, typer.Option(help="A site to shut out from now on; may be repeated.")
     ] = None,
+    retire: Annotated[
+        list[str] | None,
+        typer.Option(help="A site to let in with its renewed certificate only; may be repeated."),
+    ] = None,
+    renew_server: Annotated[
+        bool,
+        typer.Option("--renew-server", help="A new certificate for the server, which runs on."),
+    ] = False,
+    list_them: Annotated[
+        bool, typer.Option("--list", help="Only tell when each certificate ends.")
+    ] = False,
     days: Annotated[
         int, typer.Option(min=1, help="How long the new certificates are valid.")
     ] = 365,
     as_json: Json = False,
 ) -> None:
     """Make the certificates of a federation and a kit for each site, or add to them."""
+    if list_them:
+        _list_certificates(federation, as_json)
+        return
     from dataclasses import asdict
 
     from hanse_server.provisioning.federation import provision as make
     from hanse_server.provisioning.layout import Layout
-    from hanse_server.register import no_federation, remove_site
+    from hanse_server.register import no_federation, remove_site, retire_site
     from hanse_server.views import provisioned_view
 
-    if remove and not Layout(federation).register.exists():
+    if (remove or retire) and not Layout(federation).register.exists():
         raise no_federation(federation)
     for name in remove or []:
         remove_site(Layout(federation).register, name)
-    requests = _requests(sign or [])
-    made = make(federation, host=host, port=port, sites=sites or [], requests=requests, days=days)
+    for name in retire or []:
+        retire_site(Layout(federation).register, name)
+    made = make(
+        federation,
+        host=host,
+        port=port,
+        sites=sites or [],
+        requests=_requests(sign or []),
+        days=days,
+        renew_server=renew_server,
+    )
     result = {
         "federation": str(federation),
         "server_expires": made.server_expires,
         "added": [asdict(site) for site in made.added],
+        "renewed": [asdict(site) for site in made.renewed],
         "kept": made.kept,
         "removed": remove or [],
+        "retired": retire or [],
     }
-    show(result, as_json, lambda: out.print(provisioned_view(made, remove or [])))
+    show(result, as_json, lambda: out.print(provisioned_view(made, remove or [], retire or [])))
+
+
+def _list_certificates(federation: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from hanse_server.provisioning.layout import Layout
+    from hanse_server.provisioning.renewal import endings
+    from hanse_server.views import endings_view
+
+    found = endings(Layout(federation))
+    result = {"certificates": [asdict(each) for each in found]}
+    show(result, as_json, lambda: out.print(endings_view(found)))
 
 
 def simulate(

@@ -8,18 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hanse.durable import sync_folder
+from hanse.durable import sync_folder, write_file
 
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``; after a crash it holds the old bytes or the new ones."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+__all__ = ["new_folder", "write_file"]
 
 
 @contextmanager

@@ -60,6 +60,16 @@ class ServerMetrics:
 
         self.connected = gauge("site_connected", "1 while the site's stream is open.", site)
         self.reconnects = counter("site_reconnects_total", "Streams opened after the first.", site)
+        self.certificate_expiry = gauge(
+            "certificate_expiry_timestamp_seconds",
+            "When the server's certificate ends, and its authority.",
+            ["certificate"],
+        )
+        self.site_certificate_expiry = gauge(
+            "site_certificate_expiry_timestamp_seconds",
+            "When the certificate ends that the site has shown last.",
+            site,
+        )
         self.refused = counter(
             "connections_refused_total", "Streams refused at the handshake.", ["reason"]
         )

@@ -13,7 +13,7 @@ from types import FrameType
 from hanse.job import Job
 from hanse.logs import to_stderr
 from hanse.metrics import endpoint, new_registry
-from hanse.tls import load_identity
+from hanse.renewal import IdentityFiles
 from hanse.wire.limits import MEGABYTE, Limits
 
 from hanse_server.app import make_server_app, run_app
@@ -51,7 +51,7 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
     layout = Layout(federation)
     if not layout.register.exists():
         raise no_federation(federation)
-    identity = load_identity(layout.server_ca, layout.server_certificate, layout.server_key)
+    identity = IdentityFiles(layout.server_ca, layout.server_certificate, layout.server_key)
     workspace = Workspace(folder, job)
     metrics = ServerMetrics(new_registry())
     metrics.info.info({"job": job.name, "run_id": str(workspace.run_id)})

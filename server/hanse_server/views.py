@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from hanse.expiry import SOON, days_left
 from hanse.job import Job
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -14,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from hanse_server.provisioning.federation import Provisioned
+from hanse_server.provisioning.renewal import Ending
 from hanse_server.statement import NO_PRIVACY
 from hanse_server.status import Status
 from hanse_server.workspace import RoundRecord, read_history
@@ -120,7 +123,9 @@ def _clock(moment: float) -> str:
     return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M", local)
 
 
-def provisioned_view(made: Provisioned, removed: list[str]) -> RenderableType:
+def provisioned_view(
+    made: Provisioned, removed: Collection[str] = (), retired: Collection[str] = ()
+) -> RenderableType:
     """What `hanse provision` did and what is to be done next, for people."""
     lines: list[RenderableType] = []
     if made.added:
@@ -129,6 +134,14 @@ def provisioned_view(made: Provisioned, removed: list[str]) -> RenderableType:
             kept = "yes: bring it by hand" if site.key_in_kit else "no"
             table.add_row(site.name, str(site.kit), kept, f"{site.expires:%Y-%m-%d}")
         lines.append(table)
+    for site in made.renewed:
+        lines.append(Text(f"renewed: {site.name}, until {site.expires:%Y-%m-%d}"))
+        lines.append(Text(f"  bring to its administrator: {site.kit}", overflow="fold"))
+        lines.append(Text(f"  fingerprint of the key, to compare: {site.key_fingerprint}"))
+        lines.append(Text("  its certificate of before is let in too, until it ends or you"))
+        lines.append(Text(f"  have seen the new one: hanse provision --retire {site.name}"))
+    if retired:
+        lines.append(Text(f"let in with the latest certificate only: {', '.join(retired)}"))
     if made.kept:
         lines.append(Text(f"registered before, and kept: {', '.join(made.kept)}"))
     if removed:
@@ -137,3 +150,18 @@ def provisioned_view(made: Provisioned, removed: list[str]) -> RenderableType:
     folder = made.layout.folder
     lines.append(Text(f"start the server with: hanse server run JOB --federation {folder}"))
     return Group(*lines)
+
+
+def endings_view(found: list[Ending]) -> RenderableType:
+    """When the certificates of a federation end, for people."""
+    table = Table("certificate", "fingerprint", "valid until", "days left")
+    for each in found:
+        whose = f"{each.whose} (before its renewal)" if each.earlier else each.whose
+        if each.expires is None:
+            table.add_row(whose, each.fingerprint[:16], "not in sites.toml", "")
+            continue
+        days = days_left(each.expires)
+        style = "bold red" if days < SOON.days else ""
+        until = f"{each.expires:%Y-%m-%d}"
+        table.add_row(whose, each.fingerprint[:16], until, Text(str(days), style=style))
+    return table

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hanse.durable import sync_folder
 from hanse.errors import CertificateError
 from hanse.identity import SITE_NAME
 
@@ -34,17 +36,45 @@ def read_key(path: Path) -> PrivateKey:
     """The private key in a PEM file.
 
     Raises:
+        CertificateError: if there is none that can be used, or others may use it too.
+    """
+    return parse_key(path, read_secret(path))
+
+
+def parse_key(path: Path, pem: bytes) -> PrivateKey:
+    """The private key in what ``path`` holds.
+
+    Raises:
         CertificateError: if there is none that can be used.
     """
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as unreadable:
-        raise CertificateError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
+        key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as malformed:  # TypeError: it is encrypted
         raise CertificateError(f"{path}: not an unencrypted PEM private key") from malformed
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CertificateError(f"{path}: not an ECDSA key on P-256")
     return key
+
+
+def read_secret(path: Path) -> bytes:
+    """The content of a file that nobody but its owner may touch.
+
+    Raises:
+        CertificateError: if it cannot be read, or its mode gives a right to group or others.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read()
+    except OSError as unreadable:
+        raise CertificateError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise CertificateError(
+            f"{path}: its mode is {mode:04o}, so that others on this machine could use the key; "
+            "expected 0600 or less",
+            remedy=f"chmod 600 {path}",
+        )
+    return data
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -57,6 +87,7 @@ def write_secret(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def key_fingerprint(public_key: ec.EllipticCurvePublicKey) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from hanse.errors import CertificateError, CertificateExpiredError
+from hanse.keys import read_secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class Identity:
         ca, certificate, key: PEM, as the files hold them.
         name: the certificate's common name.
         fingerprint: SHA-256 of the certificate's DER form, as 64 hex digits.
+        not_after, authority_not_after: when the certificate ends, and the authority that
+            issued it.
         source: the certificate's file, for messages.
     """
 
@@ -34,7 +38,12 @@ class Identity:
     name: str
     fingerprint: str
     not_after: datetime
+    authority_not_after: datetime
     source: Path
+
+    def current(self) -> Identity:
+        """Itself: an identity that was passed in as it is does not change."""
+        return self
 
     def check_date(self) -> None:
         """Refuse a certificate whose time is over.
@@ -45,25 +54,53 @@ class Identity:
         _check_dates(self.source, x509.load_pem_x509_certificate(self.certificate))
 
 
+class IdentitySource(Protocol):
+    """Tells who this machine is now: an :class:`Identity`, or files that may be renewed."""
+
+    def current(self) -> Identity:
+        """The identity to meet others under from now on."""
+
+
+def next_key(key: Path) -> Path:
+    """Where the key of a certificate that is yet to come waits, beside the one in use."""
+    return key.with_name(f"{key.name}.next")
+
+
 def load_identity(ca: Path, certificate: Path, key: Path) -> Identity:
     """Read a certificate, its key and its authority, and check that they belong together.
 
+    Of the key and :func:`next_key` the one is taken that is the certificate's: so the renewal
+    of both takes effect with the certificate alone. ``ca`` may hold several authorities.
+
     Raises:
-        CertificateError: if a file cannot be read, the key is not the certificate's, or the
-            certificate is not of that authority.
-        CertificateExpiredError: if the certificate or the authority is not valid at this time.
+        CertificateError: if a file cannot be read, others than its owner may use the key, it is
+            not the certificate's, or the certificate is of none of these authorities.
+        CertificateExpiredError: if the certificate or its authority is not valid at this time.
     """
-    ca_pem, certificate_pem, key_pem = _read(ca), _read(certificate), _read(key)
+    pem = _read(certificate)
+    try:
+        return _load(ca, certificate, key, pem)
+    except CertificateError:
+        renewed = _read(certificate)
+        if renewed == pem:
+            raise
+    return _load(ca, certificate, key, renewed)  # it was renewed between two reads
+
+
+def _load(ca: Path, certificate: Path, key: Path, certificate_pem: bytes) -> Identity:
+    ca_pem = _read(ca)
     authorities = _certificates(ca, ca_pem)
     leaf = _certificates(certificate, certificate_pem)[0]
-    if _public_key(key, key_pem) != _public_bytes(leaf):
+    key_pem = _key_of(leaf, key)
+    if key_pem is None:
         raise CertificateError(f"{key} is not the key of {certificate}")
-    if not any(issued_by(leaf, authority) for authority in authorities):
+    authority = next((each for each in authorities if issued_by(leaf, each)), None)
+    if authority is None:
         raise CertificateError(
             f"{certificate} was not issued by the authority in {ca}",
             remedy="Use the three files of one kit together.",
         )
-    for path, held in ((ca, authorities[0]), (certificate, leaf)):
+    for path, held in ((ca, authority), (certificate, leaf)):
         _check_dates(path, held)
     return Identity(
         ca=ca_pem,
@@ -72,8 +109,18 @@ def load_identity(ca: Path, certificate: Path, key: Path) -> Identity:
         name=common_name(leaf),
         fingerprint=fingerprint(certificate_pem),
         not_after=leaf.not_valid_after_utc,
+        authority_not_after=authority.not_valid_after_utc,
         source=certificate,
     )
+
+
+def read_leaf(path: Path) -> x509.Certificate:
+    """The certificate in a PEM file; the first, where others follow.
+
+    Raises:
+        CertificateError: if there is none.
+    """
+    return _certificates(path, _read(path))[0]
 
 
 def fingerprint(pem: bytes) -> str:
@@ -111,6 +158,16 @@ def check_server_certificate(pem: bytes, ca: bytes, address: str) -> None:
             "kit.",
         )
     _check_dates(Path(f"the certificate of {address}"), certificate)
+
+
+def _key_of(leaf: x509.Certificate, key: Path) -> bytes | None:
+    """The private key of ``leaf``: that in ``key``, or the one that waits beside it."""
+    for path in (key, next_key(key)):
+        if path == key or path.exists():
+            pem = read_secret(path)
+            if _public_key(path, pem) == _public_bytes(leaf):
+                return pem
+    return None
 
 
 def _read(path: Path) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -198,7 +199,7 @@ def test_a_stranger_without_a_certificate_gets_no_stream(loopback: Loopback) -> 
 
 def test_health_is_served_to_members(loopback: Loopback) -> None:
     loopback.server()
-    identity = _coordinator(loopback).identity
+    identity = _coordinator(loopback).identity.current()
     credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
     with grpc.secure_channel(f"127.0.0.1:{loopback.port}", credentials) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
@@ -226,12 +227,4 @@ def _coordinator(loopback: Loopback) -> Coordinator:
 
 
 def _with_certificate(identity: Identity, certificate: bytes, key: bytes) -> Identity:
-    return Identity(
-        ca=identity.ca,
-        certificate=certificate,
-        key=key,
-        name=identity.name,
-        fingerprint=identity.fingerprint,
-        not_after=identity.not_after,
-        source=identity.source,
-    )
+    return replace(identity, certificate=certificate, key=key)

@@ -29,6 +29,7 @@ EVERY_COMMAND = (
     "client check",
     "client identity",
     "client ledger",
+    "client renew",
     "client request",
     "client run",
     "server audit",

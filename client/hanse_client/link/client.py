@@ -18,6 +18,7 @@ from hanse.wire.protocol import HEARTBEAT_SECONDS
 
 from hanse_client.link.coordinator import Coordinator, RefusedError, shake_hands
 from hanse_client.link.patience import Patience
+from hanse_client.link.renewed import Renewed
 from hanse_client.link.stream import Desk, Stream
 from hanse_client.link.worker import Worker
 from hanse_client.metrics import ClientMetrics
@@ -27,6 +28,7 @@ log = logging.getLogger("hanse.client")
 
 STOP_SECONDS = 10.0
 NAME_TAKEN_SECONDS = 60.0
+RENEWAL_SECONDS = 600.0
 
 
 class LinkClient:
@@ -40,6 +42,8 @@ class LinkClient:
         stop_seconds: how long :meth:`stop` waits for an instruction that is under way.
         name_taken_seconds: how long to try when another client of this name is connected: a
             site that was restarted may meet its own stream of before.
+        renewal_seconds: how long a stream may go on under a certificate that was renewed, until
+            there is a good moment to change.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class LinkClient:
         metrics: ClientMetrics,
         stop_seconds: float = STOP_SECONDS,
         name_taken_seconds: float = NAME_TAKEN_SECONDS,
+        renewal_seconds: float = RENEWAL_SECONDS,
     ) -> None:
         self._coordinator = coordinator
         self._execute = execute
@@ -64,6 +69,7 @@ class LinkClient:
         self._desk: Desk  # while it runs
         self._stream: Stream | None = None
         self._patience = Patience()
+        self._renewed = Renewed(coordinator.identity, metrics, seconds=renewal_seconds)
         self._streams = 0
 
     def run(self) -> None:
@@ -95,6 +101,7 @@ class LinkClient:
         )
         self._metrics.outbox.set(len(self._desk.held))
         serving = asyncio.create_task(self._serve())
+        watching = asyncio.create_task(self._renewed.watch(lambda: self._stream))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -103,9 +110,9 @@ class LinkClient:
                 await self._leave(serving)
         finally:
             worker.stop(0)
-            stopping.cancel()
-            serving.cancel()
-            await asyncio.gather(stopping, return_exceptions=True)
+            for task in (stopping, watching, serving):
+                task.cancel()
+            await asyncio.gather(stopping, watching, return_exceptions=True)
             with suppress(asyncio.CancelledError):
                 await serving
 
@@ -124,6 +131,9 @@ class LinkClient:
             why = await self._one_stream()
             if self._stopping.is_set():
                 return
+            if self._renewed.is_due():
+                log.info("%s; connecting with the renewed certificate", why)
+                continue
             self._patience.ended()
             waiting_since.set(self._patience.since)
             pause = self._patience.pause()
@@ -138,6 +148,7 @@ class LinkClient:
 
     async def _one_stream(self) -> str:
         """Serve one stream; why there is none any more, or never was."""
+        self._renewed.begin()
         try:
             async with self._coordinator.stream() as call:
                 return await self._converse(call)
@@ -159,12 +170,16 @@ class LinkClient:
             self._opened(welcome)
             return await stream.duplex.run(
                 call,
-                stream.on_frame,
+                lambda frame: self._on_frame(stream, frame),
                 heartbeat_seconds=welcome.heartbeat_seconds or HEARTBEAT_SECONDS,
             )
         finally:
             self._stream = None
             self._metrics.connected.set(0)
+
+    async def _on_frame(self, stream: Stream, frame: pb.ServerFrame) -> None:
+        await stream.on_frame(frame)
+        self._renewed.change(stream)
 
     def _opened(self, welcome: pb.Welcome) -> None:
         self._patience.opened()
@@ -184,6 +199,8 @@ class LinkClient:
 
     def _heed(self, refused: RefusedError) -> None:
         """Go on after a refusal that may pass; end at one that will not."""
+        if self._renewed.is_due():
+            return  # it was of the certificate before
         if not refused.retry:
             raise refused.error from refused
         if not isinstance(refused.error, NameTakenError):

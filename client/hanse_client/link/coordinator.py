@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 from hanse.errors import CertificateError, HanseError, ProtocolError, UnreachableError
-from hanse.tls import Identity, check_server_certificate
+from hanse.tls import IdentitySource, check_server_certificate
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.limits import Limits
 from hanse.wire.protocol import (
@@ -60,10 +60,11 @@ class Coordinator:
 
     Attributes:
         address: host:port.
+        identity: asked anew for each stream, so that a renewed one is taken up.
     """
 
     address: str
-    identity: Identity
+    identity: IdentitySource
     limits: Limits = field(default_factory=Limits)
 
     @asynccontextmanager
@@ -73,10 +74,9 @@ class Coordinator:
         Raises:
             CertificateExpiredError: if this site's certificate is over.
         """
-        self.identity.check_date()
-        credentials = grpc.ssl_channel_credentials(
-            self.identity.ca, self.identity.key, self.identity.certificate
-        )
+        identity = self.identity.current()
+        identity.check_date()
+        credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
         options = grpc_options(self.limits)
         async with grpc.aio.secure_channel(self.address, credentials, options) as channel:
             connect = channel.stream_stream(
@@ -93,7 +93,7 @@ class Coordinator:
             pem = await asyncio.to_thread(
                 ssl.get_server_certificate, (host, int(port)), timeout=_PROBE_SECONDS
             )
-            check_server_certificate(pem.encode(), self.identity.ca, self.address)
+            check_server_certificate(pem.encode(), self.identity.current().ca, self.address)
         except OSError as silent:
             return UnreachableError(f"{self.address} does not answer: {silent}")
         except CertificateError as distrusted:

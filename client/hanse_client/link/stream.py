@@ -15,7 +15,7 @@ from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.duplex import Duplex
 from hanse.wire.limits import Limits
-from hanse.wire.protocol import error_of
+from hanse.wire.protocol import STOPPING, error_of
 
 from hanse_client.link.coordinator import RefusedError, make_hello
 from hanse_client.link.worker import Worker
@@ -107,10 +107,15 @@ class Stream:
         self._desk.metrics.sent_bytes.inc(header.ByteSize())
         self.duplex.outgoing.put(pb.SiteFrame(header=header))
 
-    def leave(self) -> None:
+    def leave(self, why: str = "the site stops") -> None:
         """End the stream in good order."""
-        last = pb.Goodbye(reason="stopping", message="the site stops", retry=True)
+        last = pb.Goodbye(reason=STOPPING, message=why, retry=True)
         self.duplex.close(pb.SiteFrame(goodbye=last))
+
+    @property
+    def at_work(self) -> bool:
+        """Whether an instruction is with the worker, and nothing is on its way in or out."""
+        return bool(self._desk.busy) and not self._desk.partial and not self._sending
 
     async def on_frame(self, frame: pb.ServerFrame) -> None:
         """Act on what the server says.

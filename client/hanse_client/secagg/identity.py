@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hanse.errors import PeerError
 from hanse.identity import SITE_NAME
-from hanse.keys import PrivateKey, key_fingerprint, read_key
+from hanse.keys import PrivateKey, key_fingerprint, parse_key
 from hanse.tls import common_name, issued_by, load_identity
 
 from hanse_client.site import Site
@@ -135,7 +135,7 @@ def certified(site: Site) -> OpenIdentity:
         signer = Signer(
             name=tls.name,
             credential=leaf.public_bytes(serialization.Encoding.DER),
-            key=read_key(site.tls.key),
+            key=parse_key(site.tls.key, tls.key),
         )
         pins = site.policy.secure_aggregation.peers
         own = {tls.name: key_fingerprint(signer.key.public_key())}

@@ -6,14 +6,22 @@ import asyncio
 import logging
 from typing import Any
 
-from hanse.errors import HanseError, NameTakenError, NotRegisteredError, ProtocolError
+from cryptography import x509
+from hanse.errors import (
+    CertificateExpiredError,
+    HanseError,
+    NameTakenError,
+    NotRegisteredError,
+    ProtocolError,
+)
+from hanse.expiry import Expiry
 from hanse.tls import fingerprint
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.protocol import check_protocol, goodbye, this_protocol, versions
 
 from hanse_server.audit import ServerTrail
 from hanse_server.link.exchange import Exchange
-from hanse_server.link.session import Session
+from hanse_server.link.session import Session, Shown
 from hanse_server.metrics import ServerMetrics
 from hanse_server.register import Register
 
@@ -24,7 +32,7 @@ REGISTER_SECONDS = 1.0
 
 
 class Reception:
-    """Lets registered sites in, one stream each, and sends away who is registered no longer.
+    """Lets registered sites in, one stream each, and sends away who may stay no longer.
 
     Attributes:
         connected: the names of the sites that are there now, by node id; never changed in
@@ -48,23 +56,35 @@ class Reception:
         self._trail = trail
         self._job = job
         self._heartbeat_seconds = heartbeat_seconds
+        self._expiry = Expiry(metrics.site_certificate_expiry)
         self._seen: set[str] = set()
         self.connected: dict[int, str] = {}
         self.received = self.sent = 0
 
     async def watch_register(self) -> None:
-        """Send away the sites that were taken out of the register; let the trail catch up."""
+        """Send away who was taken out of the register, or whose certificate is over; let the trail
+        catch up.
+        """
         while True:
             await asyncio.sleep(REGISTER_SECONDS)
             await asyncio.to_thread(self._trail.catch_up)
             for session in self._exchange.sessions.values():
-                if session.duplex.outgoing.closed:
-                    continue  # it is on its way out
-                try:
-                    self._register.admit(session.site, session.fingerprint)
-                except NotRegisteredError as error:
-                    self._send_away(session, error, retry=False)
-            self._exchange.refuse_unregistered(self._register.sites())
+                if not session.duplex.outgoing.closed:  # it is not on its way out
+                    self._look_at(session)
+            registered = self._register.sites()
+            self._exchange.refuse_unregistered(registered)
+            for name in self._seen - registered.keys():
+                self._expiry.forget(name)
+
+    def _look_at(self, session: Session) -> None:
+        certificate = session.certificate
+        try:
+            self._register.admit(session.site, certificate.fingerprint)
+            certificate.check_date(session.site)
+        except (NotRegisteredError, CertificateExpiredError) as error:
+            self._send_away(session, error, retry=False)
+        else:
+            self._expiry.show(session.site, certificate.expires, f"site {session.site}")
 
     async def connect(self, _: Any, context: Any) -> None:
         """Serve one stream; gRPC calls this."""
@@ -72,7 +92,8 @@ class Reception:
             session, hello = await self._greet(context)
         except HanseError as refusal:
             log.warning("refused %s: %s", context.peer(), refusal)
-            self._trail.turned_away(*_peer(context), refusal)
+            name, shown = _peer(context)
+            self._trail.turned_away(name, shown.fingerprint, refusal)
             self._metrics.refused.labels(refusal.label).inc()
             retry = isinstance(refusal, NameTakenError)
             await context.write(pb.ServerFrame(goodbye=goodbye(refusal, retry=retry)))
@@ -102,7 +123,8 @@ class Reception:
         if not isinstance(frame, pb.SiteFrame) or not frame.HasField("hello"):
             raise ProtocolError(f"site {name!r} did not begin with a Hello")
         check_protocol(frame.hello.protocol, dict(frame.hello.versions), f"site {name!r}")
-        self._register.admit(name, shown)
+        self._register.admit(name, shown.fingerprint)
+        shown.check_date(name)
         if name in self._exchange.sessions:
             raise NameTakenError(f"a client called {name!r} is connected already")
         return Session(name, shown, self._count_sent), frame.hello
@@ -113,8 +135,9 @@ class Reception:
         self._seen.add(session.site)
         self.connected = self.connected | {session.node_id: session.site}
         self._metrics.connected.labels(session.site).set(1)
+        self._expiry.show(session.site, session.certificate.expires, f"site {session.site}")
         version = hello.versions.get("hanse", "?")
-        self._trail.joined(session.site, session.fingerprint, version)
+        self._trail.joined(session.site, session.certificate.fingerprint, version)
         log.info("%s is connected (hanse %s)", session.site, version)
         welcome = pb.Welcome(
             protocol=this_protocol(),
@@ -145,7 +168,7 @@ class Reception:
 
     def _send_away(self, session: Session, error: HanseError, *, retry: bool) -> None:
         log.warning("%s: sent away: %s", session.site, error)
-        self._trail.turned_away(session.site, session.fingerprint, error)
+        self._trail.turned_away(session.site, session.certificate.fingerprint, error)
         session.dismiss(error, retry=retry)
 
     def _count_received(self, site: str, size: int) -> None:
@@ -157,8 +180,10 @@ class Reception:
         self._metrics.sent_bytes.labels(site).inc(size)
 
 
-def _peer(context: Any) -> tuple[str, str]:
-    """Name and fingerprint of the certificate that the peer has shown; TLS has verified it."""
+def _peer(context: Any) -> tuple[str, Shown]:
+    """Name and certificate that the peer has shown; TLS has verified it."""
     shown = context.auth_context()
     names = shown.get("x509_common_name", [b""])
-    return names[0].decode(errors="replace"), fingerprint(shown["x509_pem_cert"][0])
+    pem = shown["x509_pem_cert"][0]
+    expires = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    return names[0].decode(errors="replace"), Shown(fingerprint=fingerprint(pem), expires=expires)

@@ -15,8 +15,9 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from hanse.errors import PortInUseError
+from hanse.expiry import Expiry
 from hanse.identity import node_id_of
-from hanse.tls import Identity
+from hanse.tls import Identity, IdentitySource
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.limits import Limits
 from hanse.wire.protocol import HEARTBEAT_SECONDS, METHOD, SERVICE, grpc_options
@@ -31,6 +32,7 @@ from hanse_server.register import Register
 log = logging.getLogger("hanse.link")
 
 STOP_SECONDS = 5.0
+IDENTITY_SECONDS = 1.0
 
 
 class LinkServer:
@@ -41,7 +43,8 @@ class LinkServer:
     Args:
         host: the address to listen on.
         port: 0 for any free one.
-        identity: certificate, key and authority of the server.
+        identity: certificate, key and authority of the server; where it is renewed, new
+            connections are met with the new one, and those that are open go on.
         register: who is let in.
         journal: what is owed.
         limits: what is taken from a site at most.
@@ -55,7 +58,7 @@ class LinkServer:
         *,
         host: str,
         port: int,
-        identity: Identity,
+        identity: IdentitySource,
         register: Register,
         journal: Journal,
         metrics: ServerMetrics,
@@ -69,6 +72,7 @@ class LinkServer:
         self._identity = identity
         self._register = register
         self._journal = journal
+        self._expiry = Expiry(metrics.certificate_expiry)
         self._limits = limits or Limits()
         self._trail = trail or ServerTrail(None)
         self._exchange = Exchange(journal, metrics, self._limits, self._trail)
@@ -216,14 +220,28 @@ class LinkServer:
 
     async def _serve(self) -> None:
         """Let the handlers work until it is time to stop, then say goodbye."""
-        watch = asyncio.create_task(self._reception.watch_register())
+        watches = [
+            asyncio.create_task(self._reception.watch_register()),
+            asyncio.create_task(self._watch_identity()),
+        ]
         stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait((watch, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if watch.done():
-            watch.result()  # it ends only by an error
-        watch.cancel()
+        await asyncio.wait((*watches, stopping), return_when=asyncio.FIRST_COMPLETED)
+        for watch in watches:
+            if watch.done():
+                watch.result()  # it ends only by an error
+            watch.cancel()
         for session in self._exchange.sessions.values():
             session.farewell()
+
+    async def _watch_identity(self) -> None:
+        """Show when the certificate ends, of which a file may tell anew at any time."""
+        while True:
+            identity = self._identity.current()
+            self._expiry.show("server", identity.not_after, "this server")
+            self._expiry.show(
+                "authority", identity.authority_not_after, "this federation's authority"
+            )
+            await asyncio.sleep(IDENTITY_SECONDS)
 
     def _add_services(
         self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer
@@ -238,12 +256,7 @@ class LinkServer:
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
 
     def _bind(self, server: grpc.aio.Server) -> int:
-        identity = self._identity
-        credentials = grpc.ssl_server_credentials(
-            [(identity.key, identity.certificate)],
-            root_certificates=identity.ca,
-            require_client_auth=True,
-        )
+        credentials = _credentials(self._identity)
         address = f"{self.host}:{self.port}"
         try:
             return int(server.add_secure_port(address, credentials))
@@ -251,6 +264,33 @@ class LinkServer:
             raise PortInUseError(
                 f"cannot listen on {address}: {_why_not(self.host, self.port)}"
             ) from failed
+
+
+def _credentials(source: IdentitySource) -> grpc.ServerCredentials:
+    """What each handshake is made with: the identity as it is by then.
+
+    gRPC takes TLS 1.2 and later only; it asks the fetcher before every handshake, on a thread
+    of its own.
+    """
+    used = source.current()
+
+    def renewed() -> Any:
+        nonlocal used
+        identity = source.current()
+        if identity is used:
+            return None  # as before
+        used = identity
+        return _configuration(identity)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(used), renewed, require_client_authentication=True
+    )
+
+
+def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.key, identity.certificate)], root_certificates=identity.ca
+    )
 
 
 def _why_not(host: str, port: int) -> str:

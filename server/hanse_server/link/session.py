@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from hanse.errors import HanseError
+from hanse.errors import CertificateExpiredError, HanseError
 from hanse.flower import Envelope
 from hanse.identity import node_id_of
 from hanse.wire import hanse_pb2 as pb
@@ -13,10 +15,34 @@ from hanse.wire.message import Encoded, chunks, make_header
 from hanse.wire.protocol import STOPPING, goodbye
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A certificate that a peer has shown, and TLS has verified.
+
+    Attributes:
+        fingerprint: SHA-256 of its DER form, as 64 hex digits.
+    """
+
+    fingerprint: str
+    expires: datetime
+
+    def check_date(self, site: str) -> None:
+        """Refuse a certificate whose time is over by now.
+
+        Raises:
+            CertificateExpiredError: naming site and date.
+        """
+        if self.expires < datetime.now(UTC):
+            raise CertificateExpiredError(
+                f"the certificate of site {site!r} expired on {self.expires:%Y-%m-%d %H:%M} UTC"
+            )
+
+
 class Session:
     """What is known of a site while its stream is open, and what is to be sent to it.
 
     Attributes:
+        certificate: what the site has shown at the handshake.
         held: instructions whose reply lies in the site's outbox.
         busy: instructions that the site has got, or is getting, and not yet answered.
 
@@ -24,10 +50,12 @@ class Session:
         count_sent: is told the site and the size of each piece of payload that goes out.
     """
 
-    def __init__(self, site: str, fingerprint: str, count_sent: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, site: str, certificate: Shown, count_sent: Callable[[str, int], None]
+    ) -> None:
         self.site = site
         self.node_id = node_id_of(site)
-        self.fingerprint = fingerprint
+        self.certificate = certificate
         self.held: set[str] = set()
         self.busy: set[str] = set()
         self.duplex = Duplex(pb.ServerFrame(heartbeat=pb.Heartbeat()))

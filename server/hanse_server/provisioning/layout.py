@@ -37,6 +37,10 @@ class Layout:
         """The sites that the server lets in, by name and certificate."""
         return self.folder / "sites.toml"
 
+    def renewed(self, site: str) -> Path:
+        """The latest certificate of ``site``, where that was renewed; for its administrator."""
+        return self.folder / "kits" / f"{site}.pem"
+
     def kit(self, site: str) -> Path:
         """The zip for the administrator of ``site``."""
         return self.folder / "kits" / f"{site}.zip"

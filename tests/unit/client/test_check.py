@@ -186,13 +186,14 @@ def test_a_policy_that_does_not_allow_the_job(site_file: Path) -> None:
 
 
 def test_a_key_that_others_can_read(site_file: Path) -> None:
-    assert "chmod" not in found(site_file)["certificate"].message
-    (site_file.parent / "cleveland" / "key.pem").chmod(0o644)
+    assert found(site_file)["certificate"].ok
+    (site_file.parent / "cleveland" / "key.pem").chmod(0o640)
 
     finding = found(site_file)["certificate"]
 
-    assert finding.ok
-    assert "chmod 600" in finding.message
+    assert (finding.ok, finding.exit_code) == (False, 30)
+    assert "key.pem: its mode is 0640" in finding.message
+    assert finding.remedy.startswith("chmod 600 ")
 
 
 @pytest.mark.parametrize("taken", [False, True])

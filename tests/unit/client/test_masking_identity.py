@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from hanse.errors import PeerError
-from hanse.keys import PrivateKey, key_fingerprint
+from hanse.keys import PrivateKey, key_fingerprint, write_secret
 from hanse_client.secagg.identity import CertificateVerifier, Identity, Signer, certified, pin_of
 from hanse_client.site import Policy, SecureAggregationPolicy, Site
 from hanse_server.provisioning.authority import Authority, Credentials
@@ -127,7 +127,7 @@ def test_a_sites_own_key_needs_no_pin(ca: Authority, tmp_path: Path) -> None:
     contents = (ca.certificate_pem, issued.certificate_pem, issued.key_pem)
     paths = [tmp_path / name for name in ("ca.pem", "certificate.pem", "key.pem")]
     for path, pem in zip(paths, contents, strict=True):
-        path.write_bytes(pem)
+        write_secret(path, pem)
     policy = Policy(secure_aggregation=SecureAggregationPolicy(peers=pins(peer)))
     site = Site.model_validate(
         {

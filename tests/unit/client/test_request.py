@@ -7,7 +7,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from hanse.errors import CertificateError
-from hanse.keys import key_fingerprint, read_key
+from hanse.keys import key_fingerprint, read_key, write_secret
 from hanse_client.request import make_request
 
 
@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"nothing"])
 def test_a_broken_key_is_not_replaced(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "key.pem").write_bytes(content)
+    write_secret(tmp_path / "key.pem", content)
 
     with pytest.raises(CertificateError, match=r"key\.pem: not an unencrypted PEM private key"):
         make_request("north", tmp_path)
@@ -73,7 +73,7 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    (tmp_path / "key.pem").write_bytes(pem)
+    write_secret(tmp_path / "key.pem", pem)
 
     with pytest.raises(CertificateError, match="P-256"):
         make_request("north", tmp_path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ from hanse_server.demo.comparison import Row
 from hanse_server.demo.result import DemoResult
 from hanse_server.provisioning.federation import Provisioned, ProvisionedSite
 from hanse_server.provisioning.layout import Layout
+from hanse_server.provisioning.renewal import Ending
 from hanse_server.status import Awaited, Refused, Status
-from hanse_server.views import outcome_view, provisioned_view, run_outcome, status_view
+from hanse_server.views import (
+    endings_view,
+    outcome_view,
+    provisioned_view,
+    run_outcome,
+    status_view,
+)
 from hanse_server.workspace import RoundRecord, SiteRound, Terms, Workspace
 from rich.console import Console, RenderableType
 
@@ -141,13 +149,38 @@ def test_what_was_provisioned_and_what_comes_next(tmp_path: Path) -> None:
         new_server=True,
         server_expires=until,
         added=(site,),
+        renewed=(replace(site, name="d", kit=Path("kits/d.pem")),),
         kept=("b",),
     )
 
-    text = printed(provisioned_view(made, ["c"]))
+    text = printed(provisioned_view(made, ["c"], ["g"]))
 
     for fact in ("kits/a.zip", "yes", "2030-01-02", "kept: b", "from now on: c", "fed"):
         assert fact in text
+    for fact in ("renewed: d", "kits/d.pem", "e" * 64, "--retire d", "latest certificate only: g"):
+        assert fact in text
+
+
+def test_when_the_certificates_end() -> None:
+    soon, late = (datetime.now(UTC) + timedelta(days=days, hours=1) for days in (3, 300))
+    found = [
+        Ending(whose="server", fingerprint="5" * 64, expires=late),
+        Ending(whose="a", fingerprint="a" * 64, expires=soon),
+        Ending(whose="a", fingerprint="b" * 64, expires=soon, earlier=True),
+        Ending(whose="c", fingerprint="c" * 64, expires=None),
+    ]
+
+    lines = printed(endings_view(found)).splitlines()
+
+    def told(start: str) -> str:
+        (line,) = [line for line in lines if start in line]
+        return line
+
+    assert "300" in told("server")
+    assert f"{soon:%Y-%m-%d}" in told("a" * 16)
+    assert " 3 " in told("a" * 16)
+    assert "before its renewal" in told("b" * 16)
+    assert "not in sites.toml" in told("c" * 16)
 
 
 def demo_result() -> DemoResult:

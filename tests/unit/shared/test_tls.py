@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hanse.errors import CertificateError, CertificateExpiredError
+from hanse.keys import write_secret
 from hanse.tls import check_server_certificate, load_identity
 from hanse_server.provisioning.authority import Authority, Credentials
 
@@ -24,7 +25,7 @@ def files(folder: Path, authority: Authority, issued: Credentials) -> dict[str, 
     }
     paths = {name: folder / f"{name}.pem" for name in contents}
     for name, path in paths.items():
-        path.write_bytes(contents[name])
+        write_secret(path, contents[name])
     return paths
 
 
