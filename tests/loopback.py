@@ -15,7 +15,7 @@ from typing import Any, Self
 from flwr.app import Message
 from hanse.errors import HanseError
 from hanse.keys import write_secret
-from hanse.tls import Identity, load_identity
+from hanse.tls import Identity, IdentitySource, load_identity
 from hanse.wire.limits import Limits
 from hanse_client.link import Coordinator, LinkClient
 from hanse_client.metrics import ClientMetrics
@@ -104,7 +104,7 @@ class Loopback:
     ) -> None:
         self._stack.close()
 
-    def server(self, *, identity: Identity | None = None, **settings: Any) -> RunningServer:
+    def server(self, *, identity: IdentitySource | None = None, **settings: Any) -> RunningServer:
         """Start a server on the federation's port; ``settings`` are LinkServer's."""
         journal = Journal(self.folder / "journal.sqlite")
         metrics = ServerMetrics(CollectorRegistry())
@@ -128,6 +128,7 @@ class Loopback:
         execute: Execute,
         *,
         registered: bool = True,
+        identity: IdentitySource | None = None,
         limits: Limits | None = None,
         port: int | None = None,
         **settings: Any,
@@ -139,7 +140,7 @@ class Loopback:
         link = LinkClient(
             coordinator=Coordinator(
                 address=f"127.0.0.1:{port or self.port}",
-                identity=self.identity(issued),
+                identity=identity or self.identity(issued),
                 limits=limits or Limits(),
             ),
             execute=execute,
@@ -162,6 +163,12 @@ class Loopback:
 
     def identity(self, issued: Credentials, authority: Authority | None = None) -> Identity:
         """An identity read from files, under an authority of the test's choice."""
+        return load_identity(*self.files(issued, authority))
+
+    def files(
+        self, issued: Credentials, authority: Authority | None = None
+    ) -> tuple[Path, Path, Path]:
+        """The files of an identity: authority, certificate, key."""
         folder = self.folder / f"tls-{issued.name}-{issued.fingerprint[:8]}"
         folder.mkdir(exist_ok=True)
         contents = {
@@ -171,7 +178,8 @@ class Loopback:
         }
         for name, pem in contents.items():
             write_secret(folder / name, pem)
-        return load_identity(*(folder / name for name in contents))
+        ca, certificate, key = (folder / name for name in contents)
+        return ca, certificate, key
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

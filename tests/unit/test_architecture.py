@@ -28,6 +28,12 @@ CONTRACTED_FLOWER = ("flwr.supercore.task_identity", "flwr.app.exception")
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
+PLAINTEXT = {
+    *("insecure_channel", "add_insecure_port", "insecure_channel_credentials"),
+    *("insecure_server_credentials", "local_channel_credentials", "local_server_credentials"),
+}
+
+
 def modules(*folders: Path) -> list[Path]:
     return sorted(path for folder in folders for path in folder.rglob("*.py"))
 
@@ -111,6 +117,12 @@ def prints(source: str) -> list[str]:
     ]
 
 
+def plaintext(source: str) -> list[str]:
+    """What opens a connection that is not TLS."""
+    names = [name.rpartition(".")[2] for name in (*dotted_names(source), *imports(source))]
+    return [name for name in names if name in PLAINTEXT]
+
+
 def broad_excepts(source: str) -> list[str]:
     """Handlers of everything without a comment beside or below that gives the reason."""
     lines = source.splitlines()
@@ -134,6 +146,7 @@ RULES = {
         [path for path in modules(SHARED, SERVER, CLIENT) if path != FLOWER_SEAM],
     ),
     "nothing is unpickled": (unpicklers, modules(SHARED, SERVER, CLIENT)),
+    "the link has no plaintext": (plaintext, modules(SHARED, SERVER, CLIENT)),
     "only the command line prints": (
         prints,
         [path for path in modules(SHARED, SERVER, CLIENT) if path.name != "cli.py"],
@@ -178,6 +191,9 @@ def test_the_seam_touches_only_what_has_a_contract_test() -> None:
         (unpicklers, "from torch import load"),
         (unpicklers, "np.load(path, allow_pickle=True)"),
         (unpicklers, "np.load(path, allow_pickle=trusted)"),
+        (plaintext, "grpc.aio.insecure_channel(address)"),
+        (plaintext, "server.add_insecure_port(address)"),
+        (plaintext, "from grpc import local_channel_credentials"),
         (prints, "print(1)"),
         (broad_excepts, "try:\n    f()\nexcept Exception:\n    g()"),
         (broad_excepts, "try:\n    f()\nexcept:\n    g()"),
@@ -198,6 +214,7 @@ def test_a_rule_sees_what_breaks_it(check: Callable[[str], list[str]], source: s
         ),
         (flower_internals, "import flwr\nflwr.__version__"),
         (unpicklers, "np.load(path, allow_pickle=False)"),
+        (plaintext, "grpc.aio.secure_channel(address, credentials)"),
         (broad_excepts, "try:\n    f()\nexcept ValueError:\n    g()"),
     ],
 )

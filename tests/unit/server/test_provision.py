@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import stat
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,7 +10,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from hanse.errors import CertificateError, RegisterError
 from hanse.keys import read_key
-from hanse_client.request import make_request
+from hanse.renewal import prove
+from hanse.tls import load_identity
+from hanse_client.renew import ask, take
+from hanse_client.request import make_request, signing_request
+from hanse_client.site import Site, load_site
 from hanse_server.provisioning import federation
 from hanse_server.provisioning.authority import Authority
 from hanse_server.provisioning.certificates import read_certificate
@@ -17,7 +22,8 @@ from hanse_server.provisioning.federation import Provisioned, provision
 from hanse_server.provisioning.kit import unpack_kit
 from hanse_server.provisioning.layout import Layout
 from hanse_server.provisioning.names import names_in
-from hanse_server.register import Register, remove_site
+from hanse_server.provisioning.renewal import endings
+from hanse_server.register import Register, remove_site, retire_site
 
 
 def make(folder: Path, *sites: str, host: str = "fl.example.org", **more: object) -> Provisioned:
@@ -195,6 +201,144 @@ def test_a_request_does_not_push_out_a_registered_site(tmp_path: Path) -> None:
 
     assert "--remove" in refused.value.remedy
     assert contents(tmp_path) == before
+
+
+def renewal_of(folder: Path, made: Provisioned) -> Site:
+    """The site north, with its kit unpacked and a request for renewal beside it."""
+    unpacked = unpack_kit(made.layout.kit("north"), folder)
+    site = load_site(unpacked / "site.toml")
+    ask(site, keep_key=False)
+    return site
+
+
+def test_a_registered_site_is_renewed_by_its_own_request(tmp_path: Path) -> None:
+    made = make(tmp_path / "federation", "north", days=9)
+    site = renewal_of(tmp_path, made)
+    old = made.added[0]
+    request = site.tls.certificate.with_name("request.csr")
+
+    again = make(tmp_path / "federation", requests={"north": request})
+
+    (renewed,) = again.renewed
+    assert again.added == ()
+    assert not again.new_server
+    assert (renewed.name, renewed.key_in_kit) == ("north", False)
+    entry = Register(again.layout.register).entries()["north"]
+    assert (entry.fingerprint, entry.expires) == (renewed.fingerprint, renewed.expires)
+    assert [each.fingerprint for each in entry.earlier] == [old.fingerprint]
+    assert load_identity(site.tls.ca, site.tls.certificate, site.tls.key).fingerprint == (
+        old.fingerprint
+    )
+    taken = take(site, renewed.kit)
+    assert taken.new_key
+    assert taken.fingerprint == renewed.fingerprint
+    assert taken.key_fingerprint == renewed.key_fingerprint != old.key_fingerprint
+
+
+def test_another_sites_proof_renews_nobody(tmp_path: Path) -> None:
+    made = make(tmp_path / "federation", "north", "south")
+    before = contents(tmp_path / "federation")
+    south = load_site(unpack_kit(made.layout.kit("south"), tmp_path) / "site.toml")
+    # South, with its own key, asks in the name of north.
+    request = tmp_path / "forged.csr"
+    key = read_key(south.tls.key)
+    request.write_bytes(
+        prove(signing_request("north", key), south.tls.certificate.read_bytes(), key)
+    )
+
+    with pytest.raises(CertificateError, match="north: registered already"):
+        make(tmp_path / "federation", requests={"north": request})
+
+    assert contents(tmp_path / "federation") == before
+
+
+def test_a_retired_certificate_renews_no_more(tmp_path: Path) -> None:
+    made = make(tmp_path / "federation", "north")
+    site = renewal_of(tmp_path, made)
+    request = site.tls.certificate.with_name("request.csr")
+    make(tmp_path / "federation", requests={"north": request})
+    retire_site(made.layout.register, "north")
+
+    with pytest.raises(CertificateError, match="north: registered already"):
+        make(tmp_path / "federation", requests={"north": request})
+
+
+def test_the_server_is_renewed_under_the_same_names(tmp_path: Path) -> None:
+    made = make(tmp_path, "north", host="10.0.0.7")
+    layout = made.layout
+    before = read_certificate(layout.server_certificate)
+
+    assert not make(tmp_path, host="localhost").new_server
+    again = make(tmp_path, host="localhost", days=9, renew_server=True)
+
+    after = read_certificate(layout.server_certificate)
+    assert again.new_server
+    assert names_in(after) == names_in(before)
+    assert after.public_key() == read_key(layout.server_key).public_key() != before.public_key()
+    assert stat.S_IMODE(layout.server_key.stat().st_mode) == 0o600
+    assert Authority.open(layout.authority).has_signed(after)
+
+
+def test_renewing_the_server_keeps_an_authority_that_was_put_beside(tmp_path: Path) -> None:
+    layout = make(tmp_path / "federation", "north").layout
+    both = layout.server_ca.read_bytes() + Authority.create(tmp_path / "new").certificate_pem
+    layout.server_ca.write_bytes(both)
+
+    make(tmp_path / "federation", renew_server=True)
+
+    assert layout.server_ca.read_bytes() == both
+
+
+def test_every_certificate_is_listed(tmp_path: Path) -> None:
+    made = make(tmp_path / "federation", "north", "south", days=9)
+    request = renewal_of(tmp_path, made).tls.certificate.with_name("request.csr")
+    make(tmp_path / "federation", requests={"north": request}, days=99)
+
+    found = endings(made.layout)
+
+    days = [
+        (each.whose, each.earlier, round((each.expires - datetime.now(UTC)) / timedelta(days=1)))
+        for each in found
+        if each.expires
+    ]
+    assert days == [
+        ("authority", False, 3650),
+        ("server", False, 9),
+        ("north", False, 99),
+        ("north", True, 9),
+        ("south", False, 9),
+    ]
+    with pytest.raises(RegisterError, match="holds no federation"):
+        endings(Layout(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["authority/ca.key", "server/server.key"])
+def test_keys_that_others_may_read_are_refused(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "north")
+    (tmp_path / name).chmod(0o640)
+
+    with pytest.raises(CertificateError, match="its mode is 0640"):
+        make(tmp_path, "south")
+
+
+def test_no_private_key_is_ever_readable_by_others(tmp_path: Path) -> None:
+    made = make(tmp_path / "federation", "north")
+    renewal_of(tmp_path / "sites", made)
+    make(tmp_path / "federation", renew_server=True)
+
+    holding = [path for path in tmp_path.rglob("*") if path.is_file() and _has_key(path)]
+
+    assert {path.name for path in holding} == {
+        *("ca.key", "server.key", "north.zip", "key.pem", "key.pem.next")
+    }
+    assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+
+
+def _has_key(path: Path) -> bool:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as kit:
+            return any(b"PRIVATE KEY" in kit.read(entry) for entry in kit.infolist())
+    return b"PRIVATE KEY" in path.read_bytes()
 
 
 def test_a_run_cut_off_before_the_register_is_made_good_by_the_next(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hanse.errors import NotRegisteredError, RegisterError
-from hanse_server.register import Register, add_site, remove_site
+from hanse_server.register import Register, add_site, remove_site, renew_site, retire_site
 
-A, B = "a" * 64, "b" * 64
+A, B, C, D = (letter * 64 for letter in "abcd")
 
 
 @pytest.fixture
@@ -44,6 +45,85 @@ def test_a_new_certificate_takes_the_place_of_the_old(path: Path) -> None:
         register.admit("north", A)
 
 
+def test_after_a_renewal_both_certificates_are_let_in(path: Path) -> None:
+    soon, late = (datetime.now(UTC).replace(microsecond=0) + timedelta(days=n) for n in (9, 99))
+    add_site(path, "north", A, soon)
+    add_site(path, "south", D, late)
+    register = Register(path)
+
+    renew_site(path, "north", B, late)
+
+    assert register.sites() == {"north": B, "south": D}
+    for fingerprint in (A, B):
+        register.admit("north", fingerprint)
+    for name, fingerprint in (("south", A), ("south", B), ("north", C), ("north", D)):
+        with pytest.raises(NotRegisteredError):
+            register.admit(name, fingerprint)
+    north = register.entries()["north"]
+    assert north.expires == late
+    assert [(each.fingerprint, each.expires) for each in north.earlier] == [(A, soon)]
+
+    renew_site(path, "north", C, late)  # before the site has taken the one of before
+    for fingerprint in (A, B, C):
+        register.admit("north", fingerprint)
+
+    retire_site(path, "north")
+    register.admit("north", C)
+    for fingerprint in (A, B):
+        with pytest.raises(NotRegisteredError, match=r"with the certificate cccc"):
+            register.admit("north", fingerprint)
+    with pytest.raises(RegisterError, match="'north' has no certificate from before"):
+        retire_site(path, "north")
+
+
+def test_an_earlier_certificate_is_let_in_until_it_ends(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    add_site(path, "north", A, now + timedelta(days=9))
+    renew_site(path, "north", B, now + timedelta(days=99))
+    register = Register(path)
+    register.admit("north", A)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> Later:
+            return cls.fromtimestamp((now + timedelta(days=10)).timestamp(), tz=UTC)
+
+    monkeypatch.setattr("hanse_server.register.datetime", Later)
+    with pytest.raises(NotRegisteredError):
+        register.admit("north", A)
+    register.admit("north", B)
+    renew_site(path, "north", C, now + timedelta(days=199))
+    assert [each.fingerprint for each in register.entries()["north"].earlier] == [B]
+
+
+def test_removing_a_site_shuts_out_all_its_certificates(path: Path) -> None:
+    add_site(path, "north", A)
+    renew_site(path, "north", B, datetime.now(UTC) + timedelta(days=9))
+    register = Register(path)
+
+    remove_site(path, "north")
+
+    for fingerprint in (A, B):
+        with pytest.raises(NotRegisteredError, match="not in the server's register"):
+            register.admit("north", fingerprint)
+
+
+def test_only_a_registered_site_is_renewed_or_retired(path: Path) -> None:
+    add_site(path, "north", A)
+    before = path.read_bytes()
+    for change in (
+        lambda: renew_site(path, "south", B, datetime.now(UTC)),
+        lambda: retire_site(path, "south"),
+    ):
+        with pytest.raises(RegisterError, match=r"no site 'south' \(registered: north\)"):
+            change()
+    with pytest.raises(RegisterError, match="two sites have the fingerprint"):
+        renew_site(path, "north", A, datetime.now(UTC))
+    assert path.read_bytes() == before
+
+
 def test_a_person_may_write_it(path: Path) -> None:
     path.write_text(f'# ours\n[[site]]\nname = "north"\nfingerprint = "{A}"\n')
     assert Register(path).sites() == {"north": A}
@@ -62,6 +142,14 @@ def test_a_person_may_write_it(path: Path) -> None:
         (
             f"[[site]]\nname = 'n'\nfingerprint = '{A}'\n[[site]]\nname = 'm'\nfingerprint = '{A}'",
             "two sites have the fingerprint",
+        ),
+        (
+            f"[[site]]\nname = 'n'\nfingerprint = '{A}'\n[[site.earlier]]\nfingerprint = '{A}'",
+            "two sites have the fingerprint",
+        ),
+        (
+            f"[[site]]\nname = 'n'\nfingerprint = '{A}'\nexpires = 2030-01-01",
+            "site.0.expires",
         ),
         ("[[site", "not valid TOML"),
     ],

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from hanse.errors import CertificateError, CertificateExpiredError
-from hanse.keys import write_secret
-from hanse.tls import check_server_certificate, load_identity
+from hanse.keys import read_key, write_secret
+from hanse.tls import check_server_certificate, load_identity, next_key
 from hanse_server.provisioning.authority import Authority, Credentials
 
 MakeAuthority = Callable[[str], Authority]
@@ -80,6 +80,69 @@ def test_files_that_cannot_be_read(
     else:
         paths[name].write_bytes(content)
     with pytest.raises(CertificateError, match=rf"{name}\.pem"):
+        load_identity(**paths)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610, 0o644, 0o660, 0o777])
+def test_a_key_that_others_may_touch_is_refused(
+    tmp_path: Path, authority: MakeAuthority, mode: int
+) -> None:
+    ours = authority("ours")
+    paths = files(tmp_path, ours, ours.issue_site("north"))
+    paths["key"].chmod(mode)
+
+    for use in (lambda: load_identity(**paths), lambda: read_key(paths["key"])):
+        with pytest.raises(CertificateError, match=rf"key\.pem: its mode is {mode:04o}") as told:
+            use()
+        assert told.value.remedy == f"chmod 600 {paths['key']}"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
+def test_a_key_of_its_owner_alone_is_used(
+    tmp_path: Path, authority: MakeAuthority, mode: int
+) -> None:
+    ours = authority("ours")
+    paths = files(tmp_path, ours, ours.issue_site("north"))
+    paths["key"].chmod(mode)
+    assert load_identity(**paths).name == "north"
+
+
+def test_a_key_that_waits_is_held_to_the_same(tmp_path: Path, authority: MakeAuthority) -> None:
+    ours = authority("ours")
+    paths = files(tmp_path, ours, ours.issue_site("north"))
+    new = ours.issue_site("north")
+    paths["certificate"].write_bytes(new.certificate_pem)
+    waiting = next_key(paths["key"])
+    write_secret(waiting, new.key_pem)
+    assert load_identity(**paths).key == new.key_pem
+    waiting.chmod(0o640)
+    with pytest.raises(CertificateError, match=r"key\.pem\.next: its mode is 0640"):
+        load_identity(**paths)
+
+
+def test_one_of_several_authorities_will_do(tmp_path: Path, authority: MakeAuthority) -> None:
+    """What ends is the authority that the certificate is of, and not the other in the file."""
+    old = Authority.create(tmp_path / "old", days=10)
+    new = authority("new")
+    for ours in (old, new):
+        issued = ours.issue_site("north", days=5)
+        paths = files(tmp_path, ours, issued)
+        paths["ca"].write_bytes(old.certificate_pem + new.certificate_pem)
+        identity = load_identity(**paths)
+        assert identity.authority_not_after == ours.certificate.not_valid_after_utc
+
+
+def test_an_authority_that_has_ended_beside_one_that_has_not(
+    tmp_path: Path, authority: MakeAuthority
+) -> None:
+    past = datetime.now(UTC) - timedelta(days=20)
+    ended, new = Authority.create(tmp_path / "ended", days=10, start=past), authority("new")
+    paths = files(tmp_path, new, new.issue_site("north"))
+    paths["ca"].write_bytes(ended.certificate_pem + new.certificate_pem)
+    assert load_identity(**paths).name == "north"
+
+    paths = files(tmp_path, ended, ended.issue_site("north", days=5, start=past))
+    with pytest.raises(CertificateExpiredError, match=r"ca\.pem: expired on"):
         load_identity(**paths)
 
 
