@@ -164,7 +164,7 @@ class CertificateExpiredError(CertificateError):
     exit_code = 31
     label = "certificate_expired"
     help = "A certificate is not valid at this time."
-    remedy_hint = "Ask the operator for a new certificate, or set this machine's clock."
+    remedy_hint = "Renew it (`hanse client renew`), or set this machine's clock."
 
 
 class NotRegisteredError(HanseError):

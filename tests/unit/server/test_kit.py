@@ -93,7 +93,7 @@ def test_the_kit_of_a_request_is_without_key_and_says_so(
     assert request.key_fingerprint in readme, "what the administrator compares"
 
 
-def test_the_readme_names_the_three_commands(kit: Path, tmp_path: Path) -> None:
+def test_the_readme_names_the_commands(kit: Path, tmp_path: Path) -> None:
     readme = (unpack_kit(kit, tmp_path / "site") / "README.txt").read_text()
 
     commands = re.findall(r"^    ((?:python3|hanse) .*)$", readme, flags=re.MULTILINE)
@@ -101,6 +101,8 @@ def test_the_readme_names_the_three_commands(kit: Path, tmp_path: Path) -> None:
         'python3 -m pip install "hanse[client]"',
         "hanse client check site.toml",
         "hanse client run site.toml",
+        "hanse client renew site.toml",
+        "hanse client renew site.toml --take FILE",
     ]
 
 
