@@ -157,6 +157,29 @@ def test_a_site_whose_old_certificate_is_retired_at_once_comes_back_with_the_new
     assert client.ended_by is None
 
 
+def test_a_stream_is_changed_while_a_round_waits_for_the_site(loopback: Loopback) -> None:
+    """Between two rounds a site has to be there: the next one asks only who is connected."""
+    files = loopback.files(loopback.issue("north"))
+    server = loopback.server()
+    client = loopback.client("north", Echo(0.2), identity=IdentityFiles(*files))
+    server.await_sites("north")
+    grid = server.grid()
+    assert one_round(grid, 1) == {"north"}
+
+    expires = renew(loopback, site_of(files, "north"))
+    own = client.metrics.certificate_expiry.labels("site")._value
+    wait_until(lambda: own.get() == expires.timestamp())  # the client has seen it
+    idle_until = time.monotonic() + 2.5
+    while time.monotonic() < idle_until:
+        assert set(server.link.connected().values()) == {"north"}
+        time.sleep(0.01)
+    assert client.metrics.reconnects._value.get() == 0
+
+    assert one_round(grid, 2) == {"north"}
+    assert client.metrics.reconnects._value.get() == 1
+    assert shown_by(server, "north") == expires.timestamp()
+
+
 def test_a_site_without_work_changes_too(loopback: Loopback) -> None:
     files = loopback.files(loopback.issue("north"))
     server = loopback.server()
