@@ -80,7 +80,7 @@ def tapped() -> Iterator[dict[str, list[Frames]]]:
     @asynccontextmanager
     async def listened(self: Coordinator) -> AsyncIterator[Tap]:
         frames: Frames = []
-        heard.setdefault(self.identity.name, []).append(frames)
+        heard.setdefault(self.identity.current().name, []).append(frames)
         async with stream(self) as call:
             yield Tap(call, frames)
 

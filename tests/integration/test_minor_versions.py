@@ -177,7 +177,7 @@ def accents(server: Accent, sites: dict[str, Accent]) -> Iterator[None]:
     @asynccontextmanager
     async def streamed(self: Coordinator) -> AsyncIterator[Any]:
         async with stream(self) as call:
-            yield Spoken(call, sites.setdefault(self.identity.name, Accent(pb.SiteFrame)))
+            yield Spoken(call, sites.setdefault(self.identity.current().name, Accent(pb.SiteFrame)))
 
     async def connected(self: Reception, _: Any, context: Any) -> None:
         await connect(self, _, Spoken(context, server))
