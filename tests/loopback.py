@@ -161,6 +161,15 @@ class Loopback:
                 add_site(self.register, name, self._issued[name].fingerprint)
         return self._issued[name]
 
+    @property
+    def server_identity(self) -> Identity:
+        """The server's."""
+        return self.identity(self._server)
+
+    def take_certificate(self, name: str, issued: Credentials) -> None:
+        """Let a site show another certificate from now on than it is registered with."""
+        self._issued[name] = issued
+
     def identity(self, issued: Credentials, authority: Authority | None = None) -> Identity:
         """An identity read from files, under an authority of the test's choice."""
         return load_identity(*self.files(issued, authority))

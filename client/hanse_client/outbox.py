@@ -14,6 +14,9 @@ from typing import Any
 
 from hanse.errors import OutboxError
 
+SETTLED_KEPT = 10_000
+"""Settled instructions whose ids are remembered, the newest."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -81,11 +84,25 @@ class Outbox:
         return [row[0] for row in rows]
 
     def forget(self, instructions: Iterable[str]) -> None:
-        """Drop replies; those that are not here are passed over."""
+        """Drop replies, and remember that they were settled; what is not here is passed over."""
+        each, now = [(instruction,) for instruction in instructions], time.time()
         with self._writing, self._errors(), _transaction(self._writer):
             self._writer.executemany(
-                "DELETE FROM reply WHERE instruction = ?", [(each,) for each in instructions]
+                "INSERT OR REPLACE INTO settled SELECT instruction, ? FROM reply"
+                " WHERE instruction = ?",
+                [(now, *key) for key in each],
             )
+            self._writer.executemany("DELETE FROM reply WHERE instruction = ?", each)
+            self._writer.execute(
+                "DELETE FROM settled WHERE instruction IN (SELECT instruction FROM settled"
+                " ORDER BY settled_at DESC LIMIT -1 OFFSET ?)",
+                (SETTLED_KEPT,),
+            )
+
+    def was_settled(self, instruction: str) -> bool:
+        """Whether there was a reply to an instruction, and the server has settled it."""
+        query = "SELECT 1 FROM settled WHERE instruction = ?"
+        return self._row(query, (instruction,)) is not None
 
     def close(self) -> None:
         """Close the file."""
@@ -137,6 +154,8 @@ CREATE TABLE IF NOT EXISTS piece (
     data BLOB NOT NULL,
     PRIMARY KEY (instruction, start)
 );
+CREATE TABLE IF NOT EXISTS settled (instruction TEXT PRIMARY KEY, settled_at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS settled_by_time ON settled (settled_at);
 """
 
 

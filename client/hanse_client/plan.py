@@ -120,7 +120,7 @@ def plan_round(
         raise DataError("the site has no training records", remedy="Check [data] in site.toml.")
     training = job.training
     sampled_at = _sampling_rate(job, records)
-    steps = _steps(job, records)
+    steps = steps_of(job, records)
     privacy, noised = None, None
     if job.privacy.private:
         whole = _noise_multiplier(job, sampled_at, steps, release)
@@ -166,7 +166,8 @@ def _sampling_rate(job: Job, records: int) -> float:
     return job.privacy.sampling_rate or min(1.0, job.training.batch_size / records)
 
 
-def _steps(job: Job, records: int) -> int:
+def steps_of(job: Job, records: int) -> int:
+    """The steps of one round at a site with ``records`` training records."""
     training = job.training
     if job.privacy.private and job.privacy.sampling_rate is not None:
         return training.private_steps(job.privacy.sampling_rate)

@@ -49,19 +49,28 @@ def check_job(policy: Policy, job: Job, server_round: int) -> None:
         )
 
 
+def check_steps(policy: Policy, job: Job, steps: int) -> None:
+    """Refuse more steps than the policy's bound, before noise is calibrated to so many.
+
+    Raises:
+        PolicyError: naming both. In a private job the steps do not follow from a number of
+            records that is private (:func:`check_job`); those of an epoch without privacy do, so
+            that number stays here.
+    """
+    if steps > policy.max_steps:
+        raise PolicyError(
+            _above("steps", steps, "max_steps", policy.max_steps),
+            discloses_nothing=job.training.steps is not None or job.privacy.private,
+        )
+
+
 def check_plan(policy: Policy, job: Job, plan: LocalPlan) -> None:
     """Refuse a round's work that is out of the policy's bounds.
 
     Raises:
-        PolicyError: naming what was asked, and the bound in ``site.toml``. In a private job none
-            of it follows from a number of records that is private (:func:`check_job`); the
-            steps of an epoch without privacy do, so that number stays here.
+        PolicyError: naming what was asked, and the bound in ``site.toml``.
     """
-    if plan.steps > policy.max_steps:
-        raise PolicyError(
-            _above("steps", plan.steps, "max_steps", policy.max_steps),
-            discloses_nothing=job.training.steps is not None or job.privacy.private,
-        )
+    check_steps(policy, job, plan.steps)
     if plan.privacy is None or plan.charge is None:
         return
     noise, norm = plan.charge.noise_multiplier, plan.privacy.clipping_norm

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType
-from hanse.config import validate
-from hanse.errors import JobError, PolicyError
-from hanse.flower import CONFIG, JOB, PROXIMAL_MU, ROUND, only_arrays
+from hanse.errors import PolicyError
+from hanse.flower import only_arrays
 from hanse.job import Job
 from hanse.privacy.accounting import Charge
 from hanse.records import Records
 from hanse.task import AnyTask, load_task
 
-from hanse_client import device
+from hanse_client import asking, device
 from hanse_client.audit import AuditTrail
 from hanse_client.ledger import Ledger
 from hanse_client.metrics import ClientMetrics
-from hanse_client.plan import LocalPlan, plan_round
-from hanse_client.policy import check_job, check_model_size, check_plan
+from hanse_client.plan import LocalPlan, plan_round, steps_of
+from hanse_client.policy import check_job, check_model_size, check_plan, check_steps
 from hanse_client.release import NoisedMetrics, Release, kept_back, release_of
 from hanse_client.secagg import Masking, certified, masking_of, session_of
 from hanse_client.site import Site
 from hanse_client.training import Trainer
+from hanse_client.turns import Turns
+from hanse_client.weights import check_weights, task_bytes
 
 log = logging.getLogger("hanse.client")
 
@@ -91,6 +90,7 @@ class SiteRuntime:
         self._warm: tuple[Trainer, Records] | None = None
         self._order: Order | None = None
         self._told: set[str] = set()
+        self._turns = Turns(ledger)
         self.statement: dict[str, float] = {}
         """What the ledger says of the order under way; empty without privacy."""
 
@@ -111,35 +111,42 @@ class SiteRuntime:
 
         Raises:
             JobError: if it is not an instruction of Hanse's server app.
-            PolicyError: if the policy does not allow it.
+            PolicyError: if the policy does not allow it, or a later round came before it.
+            TaskError: if the model that came is not the task's.
             DataError: if the site's data does not fit the task.
             UnprovableModelError, CoupledLossError: if it cannot be trained under privacy.
         """
         job, server_round = self.asked(message)
-        policy = self.site.policy
-        check_model_size(policy, _model_bytes(message))
+        policy, run_id = self.site.policy, message.metadata.run_id
+        kind = message.metadata.message_type
+        if kind == MessageType.TRAIN:
+            self._turns.check(run_id, server_round)
+        check_model_size(policy, asking.model_bytes(message))
         trainer, records = self._open(job)
+        check_weights(only_arrays(message.content), trainer.state)
         release = release_of(policy, job, trainer.task, judges=records.held_out is not None)
+        check_steps(policy, job, steps_of(job, len(records.train)))
         plan = plan_round(
             job,
             server_round,
             len(records.train),
             site=self.site.name,
-            proximal_mu=_proximal_mu(_config(message)),
+            proximal_mu=asking.proximal_mu(asking.config_of(message)),
             release=release,
         )
         check_plan(policy, job, plan)
-        kind = message.metadata.message_type
         if kind == MessageType.TRAIN:
             trainer.check(records.train, plan)
             noised, charge = plan.noised, plan.charge
         else:
             noised, charge = _evaluation(release, trainer, records), release.evaluation_charge
+        if kind == MessageType.TRAIN:
+            self._turns.took(run_id, server_round)
         self._order = Order(
             job=job,
             kind=kind,
             server_round=server_round,
-            run_id=message.metadata.run_id,
+            run_id=run_id,
             message_id=message.metadata.message_id,
             plan=plan,
             noised=noised,
@@ -158,11 +165,11 @@ class SiteRuntime:
         """
         self._order = None
         self.statement = {}
-        config = _config(message)
-        job = self._read_job(config)
-        server_round = config.get(ROUND)
-        if not isinstance(server_round, int):
-            raise JobError(f"{ROUND} = {server_round!r} is not a whole number")
+        config = asking.config_of(message)
+        text = asking.job_text(config)
+        known = self._job is not None and self._job.instruction == text
+        job = self._job if self._job is not None and known else asking.read_job(text)
+        server_round = asking.server_round(config)
         check_job(self.site.policy, job, server_round)
         return job, server_round
 
@@ -173,7 +180,7 @@ class SiteRuntime:
             SecureAggregationError, PeerError, PolicyError: as :mod:`hanse_client.secagg` tells.
         """
         job, server_round = self.asked(message)
-        config = _config(message)
+        config = asking.config_of(message)
         session = session_of(job, server_round, message.metadata.run_id, config)
 
         def weight() -> float:
@@ -197,21 +204,10 @@ class SiteRuntime:
                 name,
             )
 
-    def _read_job(self, config: ConfigRecord) -> Job:
-        text = config.get(JOB)
-        if not isinstance(text, str):
-            raise JobError(f"the instruction carries no {JOB}: this site runs only Hanse's jobs")
-        if self._job is not None and self._job.instruction == text:
-            return self._job
-        try:
-            data = json.loads(text)
-        except ValueError as malformed:
-            raise JobError(f"{JOB} is not JSON: {malformed}") from malformed
-        return validate(data, Job, JobError, where=JOB)
-
     def _open(self, job: Job) -> tuple[Trainer, Records]:
         if self._warm is None or self._job is None or self._job.digest != job.digest:
             task = load_task(job.task.name, job.task.options)
+            check_model_size(self.site.policy, task_bytes(task) or 0)
             self._warm = Trainer(task, self.device, engine=self.site.engine), self._read(task)
             self._job = job
             self._tell_kept_back(task)
@@ -228,24 +224,3 @@ def _evaluation(release: Release, trainer: Trainer, records: Records) -> NoisedM
 
 Resolve = Callable[[Context], SiteRuntime]
 """Which site a context speaks for: a real client has one, a simulation many."""
-
-
-def _config(message: Message) -> ConfigRecord:
-    return message.content.config_records.get(CONFIG, ConfigRecord())
-
-
-def _model_bytes(message: Message) -> int:
-    try:
-        arrays = only_arrays(message.content)
-    except ValueError as error:
-        raise JobError(f"the instruction holds no model: {error}") from error
-    return sum(len(array.data) for array in arrays.values())
-
-
-def _proximal_mu(config: ConfigRecord) -> float | None:
-    mu = config.get(PROXIMAL_MU)
-    if mu is None:
-        return None
-    if not isinstance(mu, int | float) or not math.isfinite(mu) or mu < 0:
-        raise PolicyError(f"{PROXIMAL_MU} = {mu!r} is not a finite number of at least 0")
-    return float(mu)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import closing
+from functools import lru_cache, partial
 from types import FrameType
 
 from flwr.app import Context, Message, RecordDict
@@ -19,6 +20,7 @@ from hanse_client import device
 from hanse_client.app import make_client_app
 from hanse_client.audit import AuditTrail
 from hanse_client.books import audit_path, ledger_path, outbox_path
+from hanse_client.gates import refuse, tell_breach
 from hanse_client.ledger import Ledger
 from hanse_client.link import Coordinator, LinkClient
 from hanse_client.metrics import ClientMetrics
@@ -27,6 +29,9 @@ from hanse_client.runtime import SiteRuntime
 from hanse_client.site import Site
 
 log = logging.getLogger("hanse.client")
+
+MOST_RUNS = 16
+"""Runs whose contexts are kept: a server can name as many as it likes."""
 
 
 def serve(site: Site) -> None:
@@ -52,17 +57,21 @@ def serve(site: Site) -> None:
         )
         metrics.info.info({"site": site.name, "device": device.describe(runtime.device)})
         app = make_client_app(lambda context: runtime)
-        contexts: dict[int, Context] = {}
+
+        @lru_cache(maxsize=MOST_RUNS)
+        def context_of(run_id: int) -> Context:
+            return _context(run_id, site)
 
         def execute(message: Message) -> Message:
-            run_id = message.metadata.run_id
-            return app(message, contexts.setdefault(run_id, _context(run_id, site)))
+            return app(message, context_of(message.metadata.run_id))
 
         link = LinkClient(
             coordinator=coordinator,
             execute=execute,
             outbox=outbox,
             metrics=metrics,
+            refuse=partial(refuse, runtime),
+            on_breach=partial(tell_breach, runtime),
         )
 
         def stop(number: int, frame: FrameType | None) -> None:

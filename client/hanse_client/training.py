@@ -109,6 +109,11 @@ class Trainer:
         """The names of the model's state, which are those of the weights and the update."""
         return tuple(self._model.state_dict())
 
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The model's state, for its names, shapes and dtypes."""
+        return self._model.state_dict()
+
     def check(self, examples: Examples, plan: LocalPlan) -> None:
         """Refuse what cannot be trained under privacy; at once if that was found before.
 

@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from flwr.app import Message
 from hanse.flower import SERVER_NODE_ID, Envelope
 from hanse.identity import node_id_of
+from hanse.wire.limits import Limits
 from hanse.wire.message import Encoded, encode
 
 from hanse_server.grid import HanseGrid, Replies
@@ -26,6 +27,9 @@ log = logging.getLogger("hanse.grid")
 REPLIES_IN_MEMORY = 8
 TTL_SECONDS = 12 * 3600.0
 
+Bounds = Callable[[Message, Encoded, Limits], Limits]
+"""An instruction, its content, and bounds that hold in any case, to those of its reply."""
+
 
 class GrpcGrid(HanseGrid):
     """A grid over a :class:`LinkServer`; to be used from one thread.
@@ -37,11 +41,20 @@ class GrpcGrid(HanseGrid):
     Args:
         auto_settle: settle what was answered whenever the app sends again: for apps that know
             nothing of :meth:`settle`, and cannot go on after a crash.
+        bounds: what a reply may be at most; the link's limits for all if None.
     """
 
-    def __init__(self, link: LinkServer, run_id: int, *, auto_settle: bool = False) -> None:
+    def __init__(
+        self,
+        link: LinkServer,
+        run_id: int,
+        *,
+        auto_settle: bool = False,
+        bounds: Bounds | None = None,
+    ) -> None:
         super().__init__(run_id)
         self._link = link
+        self._bounds = bounds
         self._auto_settle = auto_settle
         self._awaited: dict[str, Awaited] = {}
         self._arrived: dict[str, Reply] = {}
@@ -92,7 +105,7 @@ class GrpcGrid(HanseGrid):
         replies: SimpleQueue[Reply] = SimpleQueue()
         seconds = math.inf if timeout is None else timeout
         deadline = time.monotonic() + seconds
-        slots = Slots(REPLIES_IN_MEMORY)
+        slots = Slots(REPLIES_IN_MEMORY, deadline)
         instructions = self._push(messages, replies.put, slots, until=time.time() + seconds)
         return self._receive({each.id for each in instructions}, replies, deadline)
 
@@ -112,6 +125,7 @@ class GrpcGrid(HanseGrid):
         deadline, until = time.monotonic() + timeout, time.time() + timeout
         for each in self._open:
             self._awaited[each] = replace(self._awaited[each], until=until)
+        self._slots.until = deadline
         self._keep_open(self._push(messages, self._collected.put, self._slots, until=until))
         return self._collect(deadline)
 
@@ -121,7 +135,7 @@ class GrpcGrid(HanseGrid):
     def take_up(self, message_type: str, group_id: str) -> None:
         connected = set(self._link.connected().values())
         instructions = [
-            _without_body(entry)
+            _without_body(entry, self._link.limits)
             for entry in self._link.owed(self.run_id)
             if entry.message_type == message_type
             and (entry.group_id != group_id or entry.site not in connected)
@@ -190,7 +204,12 @@ class GrpcGrid(HanseGrid):
                 site=self.site_name(message.metadata.dst_node_id),
                 envelope=Envelope.of(message, self._message_id(message, body)),
                 encoded=body,
+                limits=self._limits_of(message, body),
             )
+
+    def _limits_of(self, asked: Message, encoded: Encoded) -> Limits:
+        limits = self._link.limits
+        return limits if self._bounds is None else self._bounds(asked, encoded, limits)
 
     def _message_id(self, message: Message, encoded: Encoded) -> str:
         data = message.metadata
@@ -220,7 +239,7 @@ def _next(replies: SimpleQueue[Reply], deadline: float) -> Reply | None:
         return None
 
 
-def _without_body(entry: Entry) -> Instruction:
+def _without_body(entry: Entry, limits: Limits) -> Instruction:
     """What an earlier process asked of a site: its reply is wanted still, whose round is over."""
     envelope = Envelope(
         message_id=entry.instruction,
@@ -232,4 +251,4 @@ def _without_body(entry: Entry) -> Instruction:
         created_at=time.time(),
         ttl=TTL_SECONDS,
     )
-    return Instruction(site=entry.site, envelope=envelope, encoded=None)
+    return Instruction(site=entry.site, envelope=envelope, encoded=None, limits=limits)

@@ -113,6 +113,13 @@ class Journal:
             row = self._db.execute(query, (instruction,)).fetchone()
         return State.SETTLED if row is None else State(row[0])
 
+    def entry(self, instruction: str) -> Entry | None:
+        """What is known of an instruction; None if nothing is."""
+        query = "SELECT * FROM instruction WHERE id = ?"
+        with self._lock, self._errors():
+            row = self._db.execute(query, (instruction,)).fetchone()
+        return None if row is None else _entry(row)
+
     def unsettled(self) -> list[Entry]:
         """All that is not settled, the oldest first."""
         query = "SELECT * FROM instruction WHERE state != ? ORDER BY since, id"

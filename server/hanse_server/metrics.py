@@ -73,6 +73,9 @@ class ServerMetrics:
         self.refused = counter(
             "connections_refused_total", "Streams refused at the handshake.", ["reason"]
         )
+        self.dismissed = counter(
+            "site_dismissed_total", "Streams ended for what the site did.", ["site", "reason"]
+        )
         self.awaited_since = gauge(
             "site_awaited_since_timestamp_seconds",
             "Since when a reply of the site is awaited; 0: nothing is.",

@@ -18,6 +18,7 @@ from hanse.wire.limits import MEGABYTE, Limits
 
 from hanse_server.app import make_server_app, run_app
 from hanse_server.audit import ServerTrail
+from hanse_server.bounds import reply_limits
 from hanse_server.checkpoint import last_round
 from hanse_server.grpc_grid import GrpcGrid
 from hanse_server.journal import Journal
@@ -72,7 +73,8 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
             job=job.name,
         ) as link,
     ):
-        run_app(make_server_app(job, workspace, metrics), GrpcGrid(link, workspace.run_id))
+        grid = GrpcGrid(link, workspace.run_id, bounds=reply_limits)
+        run_app(make_server_app(job, workspace, metrics), grid)
     log.info("done: %d rounds in %s", job.rounds, folder)
 
 

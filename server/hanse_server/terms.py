@@ -11,6 +11,7 @@ from hanse.aggregation import Checks
 from hanse.errors import UpdateError
 from hanse.flower import TERMS, WEIGHT
 from hanse.identity import METRIC_NAME
+from hanse.plain import plain
 
 from hanse_server.strategies.average import only_metrics
 from hanse_server.workspace import Terms
@@ -82,6 +83,5 @@ def _names(said: ConfigRecord, key: str, metrics: Mapping[str, float]) -> tuple[
 
 
 def reason_of(text: str | None, label: str) -> str:
-    """What a site says of a failure, at most so long; its label if it says nothing."""
-    text = text or label
-    return text if len(text) <= REASON_LENGTH else text[: REASON_LENGTH - 1] + "…"
+    """What a site says of a failure, printable and at most so long; its label if nothing."""
+    return plain(text or label, REASON_LENGTH)

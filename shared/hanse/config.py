@@ -12,6 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from hanse.errors import ConfigError
+from hanse.plain import plain
+
+MOST_PROBLEMS = 20
+LONGEST_VALUE = 200
+"""Characters of a value, or of the name of a key, in a message: some files come from others."""
 
 
 class Settings(BaseModel):
@@ -47,12 +52,15 @@ def validate(data: object, model: type[S], error: type[ConfigError], *, where: s
     try:
         return model.model_validate(data)
     except ValidationError as invalid:
-        problems = [_problem(detail, model) for detail in invalid.errors(include_url=False)]
+        found = invalid.errors(include_url=False)
+        problems = [_problem(detail, model) for detail in found[:MOST_PROBLEMS]]
+        if len(found) > MOST_PROBLEMS:
+            problems.append(f"and {len(found) - MOST_PROBLEMS} more")
         raise error(f"{where}: " + "; ".join(problems)) from invalid
 
 
 def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    location = ".".join(str(part) for part in detail["loc"])
+    location = plain(".".join(str(part) for part in detail["loc"]), LONGEST_VALUE)
     if detail["type"] == "extra_forbidden":
         return f"{location}: unknown key{_suggestion(detail['loc'], model)}"
     if detail["type"] == "missing":
@@ -60,7 +68,15 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if isinstance(detail["input"], Mapping):
         return f"{location}: {message}" if location else message
-    return f"{location} = {detail['input']!r}: {message}"
+    return f"{location} = {plain(_repr(detail['input']), LONGEST_VALUE)}: {message}"
+
+
+def _repr(value: object) -> str:
+    """A value as it is written; of a number with thousands of digits Python makes no text."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of too many digits"
 
 
 def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:

@@ -27,6 +27,7 @@ from flwr.app.exception import AppExitException as AppExitException
 from flwr.supercore.task_identity import TaskIdentity
 
 from hanse.errors import HanseError, error_types
+from hanse.plain import plain
 
 ARRAYS = "arrays"
 """Key of the ArrayRecord: the global model in an instruction, the update in a reply."""
@@ -54,6 +55,9 @@ PROXIMAL_MU = "proximal-mu"
 
 SERVER_NODE_ID = 1
 """The node id under which a ServerApp sends; the number is Flower's."""
+
+LONGEST_REASON = 2000
+"""Characters of a reason that leaves: some of them may be the server's own, come back."""
 
 APP_RAISED = 2
 """Code of a reply whose app raised an exception that Hanse does not know; Flower's number."""
@@ -146,7 +150,8 @@ def open_envelope(envelope: Envelope, content: RecordDict | FlowerError) -> Mess
 
 def error_reply(error: HanseError, instruction: Message) -> Message:
     """The reply that tells the server, by label and code, why there is no result."""
-    return Message(FlowerError(error.exit_code, error.reason()), reply_to=instruction)
+    reason = plain(error.reason(), LONGEST_REASON)
+    return Message(FlowerError(error.exit_code, reason), reply_to=instruction)
 
 
 def answer(call: Callable[[Message], Message], instruction: Message) -> Message:

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -24,6 +23,9 @@ from pydantic import (
 from hanse.aggregation import SUMMING, Checks, Fraction, SecureAggregation, StrategyChoice
 from hanse.config import Settings, load_toml
 from hanse.errors import JobError
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""Of rounds, steps, records: sites reckon with them, so they are what a machine can count."""
 
 
 class TaskChoice(Settings):
@@ -58,17 +60,17 @@ class Schedule(Settings):
 
     name: Literal["constant", "step", "cosine", "linear"] = "constant"
     gamma: Fraction = 0.1
-    every: PositiveInt = 1
+    every: Count = 1
     final: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    warmup: NonNegativeInt = 0
+    warmup: Annotated[int, Field(ge=0, le=10**9)] = 0
 
 
 class Training(Settings):
     """``[training]``: what each site does in a round. Give ``steps`` or ``epochs``, not both."""
 
-    steps: PositiveInt | None = None
-    epochs: PositiveInt | None = None
-    batch_size: PositiveInt = 32
+    steps: Count | None = None
+    epochs: Count | None = None
+    batch_size: Count = 32
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loss: Literal["task", "cross_entropy", "mse"] = "task"
@@ -105,11 +107,11 @@ class Privacy(Settings):
     """
 
     mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
-    noise_multiplier: PositiveFloat | None = None
-    target_epsilon: PositiveFloat | None = None
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    clipping_norm: PositiveFloat = 1.0
-    sampling_rate: Fraction | None = None
+    noise_multiplier: Annotated[float, Field(ge=1e-6, le=1e9)] | None = None
+    target_epsilon: Annotated[float, Field(ge=1e-6, le=1e9)] | None = None
+    delta: Annotated[float, Field(ge=1e-30, lt=1.0)] = 1e-5
+    clipping_norm: Annotated[float, Field(ge=1e-30, le=1e30)] = 1.0
+    sampling_rate: Annotated[float, Field(ge=1e-9, le=1.0)] | None = None
 
     @model_validator(mode="after")
     def _one_noise(self) -> Privacy:
@@ -134,7 +136,7 @@ class Evaluation(Settings):
     best: a metric's name, ``-`` in front where less is better.
     """
 
-    every: PositiveInt = 1
+    every: Count = 1
     federated: bool = True
     central: Path | None = None
     select: str = "-loss"
@@ -166,8 +168,8 @@ class Job(Settings):
     """A whole ``job.toml``."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-    rounds: PositiveInt
-    seed: NonNegativeInt = 0
+    rounds: Count
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     task: TaskChoice
     training: Training
     privacy: Privacy
@@ -203,7 +205,7 @@ class Job(Settings):
     @cached_property
     def instruction(self) -> str:
         """What a site is told of this job, as JSON: all that shapes its work, and no more."""
-        return self.model_dump_json(include=_FOR_SITES)
+        return self.model_dump_json(include=FOR_SITES)
 
     @cached_property
     def digest(self) -> str:
@@ -211,11 +213,12 @@ class Job(Settings):
         return hashlib.sha256(self.instruction.encode()).hexdigest()
 
 
-_FOR_SITES: dict[str, bool | set[str]] = {
+FOR_SITES: dict[str, bool | set[str]] = {
     **dict.fromkeys(("name", "rounds", "seed", "task", "training", "privacy"), True),
     "secure_aggregation": {"enabled", "threshold", "range"},
     "evaluation": {"every", "federated"},  # how often: their evaluations share the target epsilon
 }
+"""What of a job a site is told, by table and key."""
 
 
 def load_job(path: Path) -> Job:

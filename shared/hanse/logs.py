@@ -6,12 +6,24 @@ import logging
 import sys
 
 from hanse.flower import quiet_flower
+from hanse.plain import plain
+
+LONGEST_LINE = 2000
+"""Characters of one message, whatever it was made from."""
+
+
+class OneLine(logging.Formatter):
+    """Keeps each message to one line of printable text; only a traceback takes more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+        record.message = plain(record.message, LONGEST_LINE)
+        return super().formatMessage(record)
 
 
 def to_stderr(level: int = logging.INFO) -> None:
     """Write Hanse's log to standard error, and keep Flower's progress lines out of it."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     root = logging.getLogger("hanse")
     root.setLevel(level)
     root.handlers[:] = [handler]

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from flwr.clientapp.typing import Mod
 
-from hanse_client.gates.account import account
+from hanse_client.gates.account import account, refuse, tell_breach
 from hanse_client.gates.egress import egress
 from hanse_client.gates.ledger import ledger
 from hanse_client.gates.masking import masking
 from hanse_client.gates.policy import policy
 from hanse_client.runtime import Resolve
+
+__all__ = ["gates", "refuse", "tell_breach"]
 
 
 def gates(resolve: Resolve) -> list[Mod]:

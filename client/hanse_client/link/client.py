@@ -12,15 +12,18 @@ from typing import Any
 import grpc
 from flwr.app import Message
 from hanse.errors import CertificateError, HanseError, NameTakenError, WireError
+from hanse.flower import error_reply
+from hanse.plain import plain
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.duplex import LINGER_SECONDS
-from hanse.wire.protocol import HEARTBEAT_SECONDS
+from hanse.wire.protocol import LONGEST_ID, heartbeat_of
 
 from hanse_client.link.coordinator import Coordinator, RefusedError, shake_hands
+from hanse_client.link.desk import Desk
 from hanse_client.link.patience import Patience
 from hanse_client.link.renewed import Renewed
-from hanse_client.link.stream import Desk, Stream
-from hanse_client.link.worker import Worker
+from hanse_client.link.stream import Stream
+from hanse_client.link.worker import Refuse, Worker
 from hanse_client.metrics import ClientMetrics
 from hanse_client.outbox import Outbox
 
@@ -44,6 +47,8 @@ class LinkClient:
             site that was restarted may meet its own stream of before.
         renewal_seconds: how long a stream may go on under a certificate that was renewed, until
             there is a good moment to change.
+        refuse: makes the reply to an instruction that cannot be taken in, without its content.
+        on_breach: is told of each rule of the stream that the server broke, which ended it.
     """
 
     def __init__(
@@ -56,9 +61,13 @@ class LinkClient:
         stop_seconds: float = STOP_SECONDS,
         name_taken_seconds: float = NAME_TAKEN_SECONDS,
         renewal_seconds: float = RENEWAL_SECONDS,
+        refuse: Refuse = lambda asked, error: error_reply(error, asked),
+        on_breach: Callable[[HanseError], None] = lambda breach: None,
     ) -> None:
         self._coordinator = coordinator
         self._execute = execute
+        self._refuse = refuse
+        self._on_breach = on_breach
         self._outbox = outbox
         self._metrics = metrics
         self._stop_seconds = stop_seconds
@@ -91,7 +100,7 @@ class LinkClient:
         self._loop = asyncio.get_running_loop()
         if self._stopped:
             return
-        worker = Worker(self._execute, self._outbox, self._on_done)
+        worker = Worker(self._execute, self._outbox, self._on_done, self._refuse)
         self._desk = Desk(
             outbox=self._outbox,
             worker=worker,
@@ -159,7 +168,10 @@ class LinkClient:
             return str(self._judge(await self._coordinator.explain(error)))
         except TimeoutError:
             return "the coordinator does not say a word"
-        except (WireError, asyncio.InvalidStateError) as broken:
+        except WireError as breach:
+            self._on_breach(breach)
+            return str(breach)
+        except asyncio.InvalidStateError as broken:
             return str(broken)
 
     async def _converse(self, call: Any) -> str:
@@ -167,11 +179,12 @@ class LinkClient:
         stream = self._stream = Stream(self._desk)
         try:
             welcome = await shake_hands(call, self._desk.hello())
+            heartbeat_seconds = heartbeat_of(welcome)
             self._opened(welcome)
             return await stream.duplex.run(
                 call,
                 lambda frame: self._on_frame(stream, frame),
-                heartbeat_seconds=welcome.heartbeat_seconds or HEARTBEAT_SECONDS,
+                heartbeat_seconds=heartbeat_seconds,
             )
         finally:
             self._stream = None
@@ -193,8 +206,8 @@ class LinkClient:
         log.info(
             "connected to %s (hanse %s, job %s)",
             self._coordinator.address,
-            welcome.versions.get("hanse", "?"),
-            welcome.job or "unnamed",
+            plain(welcome.versions.get("hanse", "?"), LONGEST_ID),
+            plain(welcome.job or "unnamed", LONGEST_ID),
         )
 
     def _heed(self, refused: RefusedError) -> None:
@@ -221,6 +234,7 @@ class LinkClient:
             self._loop.call_soon_threadsafe(self._answered, instruction, header, kept)
 
     def _answered(self, instruction: str, header: pb.Header, kept: bool) -> None:
-        self._desk.answered(instruction, kept=kept)
+        refused = pb.Content.FromString(header.content).WhichOneof("kind") == "error"
+        self._desk.answered(instruction, kept=kept, refused=refused)
         if self._stream is not None:
             self._stream.announce(header)

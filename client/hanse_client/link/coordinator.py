@@ -11,10 +11,12 @@ from typing import Any
 
 import grpc
 from hanse.errors import CertificateError, HanseError, ProtocolError, UnreachableError
+from hanse.plain import plain
 from hanse.tls import IdentitySource, check_server_certificate
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.limits import Limits
 from hanse.wire.protocol import (
+    LONGEST_ID,
     METHOD,
     SERVICE,
     check_protocol,
@@ -142,7 +144,8 @@ async def _greet(coordinator: Coordinator) -> Greeting:
             welcome = await shake_hands(stream, make_hello())
             await stream.write(pb.SiteFrame(goodbye=pb.Goodbye(reason="checked")))
             await stream.done_writing()
-            return Greeting(versions=dict(welcome.versions), job=welcome.job)
+            said = {name: plain(text, LONGEST_ID) for name, text in welcome.versions.items()}
+            return Greeting(versions=said, job=plain(welcome.job, LONGEST_ID))
     except RefusedError as refused:
         raise refused.error from refused
     except TimeoutError as silent:

@@ -3,95 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Collection
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncGenerator
 
-from flwr.app import RecordDict
-from hanse.errors import WireError
-from hanse.flower import Envelope, open_envelope
+from hanse.errors import PolicyError, WireError
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.duplex import Duplex
-from hanse.wire.limits import Limits
 from hanse.wire.protocol import STOPPING, error_of
 
-from hanse_client.link.coordinator import RefusedError, make_hello
-from hanse_client.link.worker import Worker
-from hanse_client.metrics import ClientMetrics
-from hanse_client.outbox import Outbox
+from hanse_client.link.coordinator import RefusedError
+from hanse_client.link.desk import Desk
 
-log = logging.getLogger("hanse.client")
-
-MOST_PARTIAL = 4
-
-
-@dataclass
-class Desk:
-    """What outlives a stream: instructions in part here, with the worker, or answered.
-
-    Attributes:
-        held: ids of instructions whose replies are in the outbox.
-        busy: ids of instructions that the worker has not answered yet.
-        partial: instructions of which some bytes are here.
-    """
-
-    outbox: Outbox
-    worker: Worker
-    metrics: ClientMetrics
-    limits: Limits
-    held: set[str]
-    busy: set[str] = field(default_factory=set)
-    partial: OrderedDict[str, Assembler] = field(default_factory=OrderedDict)
-
-    def hello(self) -> pb.Hello:
-        """The first frame of a stream: how far this site is."""
-        progress = [
-            pb.Progress(message_id=each, received=assembler.received)
-            for each, assembler in self.partial.items()
-        ]
-        return make_hello(held=sorted(self.held), busy=sorted(self.busy), partial=progress)
-
-    def submit(self, assembler: Assembler) -> None:
-        """Hand a complete instruction to the worker."""
-        try:
-            instruction = assembler.message()
-        except WireError as error:
-            self.refuse(assembler.envelope, error)
-        else:
-            self._begin(assembler.envelope.message_id)
-            self.worker.submit(instruction)
-
-    def refuse(self, envelope: Envelope, error: WireError) -> None:
-        """Have the worker answer an instruction that cannot be taken in."""
-        log.warning("an instruction was refused: %s", error)
-        self._begin(envelope.message_id)
-        self.worker.refuse(open_envelope(envelope, RecordDict()), error)
-
-    def _begin(self, instruction: str) -> None:
-        self.busy.add(instruction)
-        self.metrics.waiting_since.labels("instruction").set(0)
-
-    def answered(self, instruction: str, *, kept: bool) -> None:
-        """The worker has answered an instruction."""
-        self.busy.discard(instruction)
-        if kept:
-            self.held.add(instruction)
-        self.metrics.outbox.set(len(self.held))
-        if not self.busy:
-            self.metrics.waiting_since.labels("instruction").set_to_current_time()
-
-    def settled(self, instructions: Collection[str]) -> None:
-        """The server needs these replies no longer; what was not begun would be in vain."""
-        for each in instructions:
-            self.partial.pop(each, None)
-        withdrawn = self.worker.withdraw(self.busy.intersection(instructions))
-        self.busy.difference_update(withdrawn)
-        self.held.difference_update(instructions)
-        self.metrics.outbox.set(len(self.held))
-        if withdrawn:
-            log.info("%d instructions were withdrawn before they were begun", len(withdrawn))
+MOST_ASKS = 64
+"""How often a server may ask for the header of one reply over one stream."""
 
 
 class Stream:
@@ -100,6 +25,7 @@ class Stream:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._sending: set[str] = set()
+        self._asked: Counter[str] = Counter()
         self.duplex = Duplex(pb.SiteFrame(heartbeat=pb.Heartbeat()))
 
     def announce(self, header: pb.Header) -> None:
@@ -151,6 +77,10 @@ class Stream:
         if instruction in desk.held:
             await self._announce_held(instruction)
             return
+        if await asyncio.to_thread(desk.outbox.was_settled, instruction):
+            replayed = f"instruction {instruction} was answered and settled: it is not done twice"
+            desk.refuse(envelope, PolicyError(replayed))
+            return
         assembler = desk.partial.pop(instruction, None)
         try:
             if assembler is None or not assembler.take_up(header, desk.limits):
@@ -158,9 +88,7 @@ class Stream:
         except WireError as error:
             desk.refuse(envelope, error)
             return
-        desk.partial[instruction] = assembler
-        while len(desk.partial) > MOST_PARTIAL:
-            desk.partial.popitem(last=False)
+        desk.keep_partial(instruction, assembler)
         self._look_at(instruction, assembler)
 
     def _go_on(self, chunk: pb.Chunk) -> None:
@@ -169,6 +97,7 @@ class Stream:
             return
         self._desk.metrics.received_bytes.inc(len(chunk.data))
         assembler.add(chunk.offset, chunk.data)
+        self._desk.drop_partial()
         self._look_at(chunk.message_id, assembler)
 
     def _look_at(self, instruction: str, assembler: Assembler) -> None:
@@ -180,12 +109,17 @@ class Stream:
     # --- replies --------------------------------------------------------------------------------
 
     async def _announce_held(self, instruction: str) -> None:
+        if instruction not in self._desk.held:
+            return
+        self._asked[instruction] += 1
+        if self._asked[instruction] > MOST_ASKS:
+            raise WireError(f"the server asks for reply {instruction} more than {MOST_ASKS} times")
         header = await asyncio.to_thread(self._desk.outbox.header, instruction)
         if header is not None:
             self.announce(pb.Header.FromString(header))
 
     def _hand_over(self, instruction: str, received: int) -> None:
-        if instruction not in self._sending:
+        if instruction in self._desk.held and instruction not in self._sending:
             self._sending.add(instruction)
             self.duplex.outgoing.transfer(self._body(instruction, received))
 
@@ -199,5 +133,8 @@ class Stream:
         self._sending.discard(instruction)
 
     async def _forget(self, instructions: list[str]) -> None:
-        self._desk.settled(instructions)
-        await asyncio.to_thread(self._desk.outbox.forget, instructions)
+        held = self._desk.settled(instructions)
+        for each in held:
+            self._asked.pop(each, None)
+        if held:
+            await asyncio.to_thread(self._desk.outbox.forget, held)

@@ -19,6 +19,7 @@ from hanse_client.outbox import Outbox
 log = logging.getLogger("hanse.client")
 
 Execute = Callable[[Message], Message]
+Refuse = Callable[[Message, HanseError], Message]
 
 
 class Worker:
@@ -27,6 +28,7 @@ class Worker:
     Args:
         done: is called on the worker's thread with an instruction's id, its reply's header, and
             whether the reply is in the outbox. It is, but for a full disk.
+        refuse: makes the reply to an instruction that cannot be taken in, without its content.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Worker:
         execute: Execute,
         outbox: Outbox,
         done: Callable[[str, pb.Header, bool], None],
+        refuse: Refuse = lambda asked, error: error_reply(error, asked),
     ) -> None:
         self._execute = execute
+        self._refuse = refuse
         self._outbox = outbox
         self._done = done
         self._waiting: dict[str, tuple[Message, Execute]] = {}  # by id, in their order
@@ -51,7 +55,7 @@ class Worker:
 
     def refuse(self, instruction: Message, error: HanseError) -> None:
         """Answer an instruction with an error when its turn has come."""
-        self._put(instruction, lambda asked: error_reply(error, asked))
+        self._put(instruction, lambda asked: self._refuse(asked, error))
 
     def withdraw(self, instructions: Iterable[str]) -> list[str]:
         """Drop what was not begun; which of ``instructions`` that was."""
@@ -113,6 +117,8 @@ def _pack(instruction: Message, reply: Message) -> tuple[pb.Header, Encoded]:
         src_node_id=asked.dst_node_id,
         dst_node_id=asked.src_node_id,
         reply_to=asked.message_id,
+        group_id=asked.group_id,
+        message_type=asked.message_type,
     )
     encoded = encode(reply.error if reply.has_error() else reply.content)
     return make_header(encoded, envelope), encoded

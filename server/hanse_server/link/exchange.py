@@ -6,7 +6,7 @@ Everything here runs on the link's event loop, so nothing needs a lock.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,11 +17,14 @@ from hanse.flower import Envelope, error_reply, open_envelope
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.limits import Limits
-from hanse.wire.message import Encoded
 
 from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal, State
+from hanse_server.link.instruction import Instruction, Reply
+from hanse_server.link.manners import Complaints
+from hanse_server.link.pending import Pending
 from hanse_server.link.session import Session
+from hanse_server.link.slots import Progress, Slots
 from hanse_server.metrics import ServerMetrics
 
 log = logging.getLogger("hanse.link")
@@ -33,57 +36,6 @@ MOST_PARTIAL = 8
 """Replies of sites that went away half-way, kept so that they can go on from there."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """A message for one site.
-
-    Attributes:
-        encoded: may be shared by many; None of one that is not sent again: a site that has lost
-            it is to go on with what is asked now.
-    """
-
-    site: str
-    envelope: Envelope
-    encoded: Encoded | None
-
-    @property
-    def id(self) -> str:
-        """The message id."""
-        return self.envelope.message_id
-
-
-class Slots:
-    """How many replies of one exchange may be on their way, or here and not yet taken.
-
-    The rest wait at their sites, so that the server's memory does not grow with their number.
-    """
-
-    def __init__(self, free: float) -> None:
-        self.free = free
-        self.waiting: deque[str] = deque()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply that arrived; whoever takes it gives its slot back, if it holds one."""
-
-    message: Message
-    slots: Slots | None
-
-
-@dataclass
-class _Pending:
-    instruction: Instruction
-    answer: Callable[[Reply], None]
-    slots: Slots
-    assembler: Assembler | None = None
-    granted: bool = False  # holds a slot
-
-    @property
-    def id(self) -> str:
-        return self.instruction.id
-
-
 @dataclass
 class Exchange:
     """The instructions that are pending, and the sessions of the sites that are there."""
@@ -92,8 +44,9 @@ class Exchange:
     metrics: ServerMetrics
     limits: Limits
     trail: ServerTrail
+    complaints: Complaints = field(default_factory=lambda: Complaints(log))
     sessions: dict[str, Session] = field(default_factory=dict)
-    _pending: dict[str, _Pending] = field(default_factory=dict)
+    _pending: dict[str, Pending] = field(default_factory=dict)
     _partial: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _late: set[str] = field(default_factory=set)
     _abandoned: OrderedDict[str, str] = field(default_factory=OrderedDict)  # each with its site
@@ -105,7 +58,7 @@ class Exchange:
     ) -> None:
         """Send instructions, now or when their sites come; hand each reply to ``answer``."""
         for instruction in instructions:
-            pending = _Pending(instruction, answer, slots)
+            pending = Pending(instruction, answer, slots)
             self._pending[pending.id] = pending
             session = self.sessions.get(instruction.site)
             if session is not None:
@@ -137,7 +90,9 @@ class Exchange:
         """A slot is free again: the next reply that waits for one may come."""
         slots.free += 1
         while slots.free and slots.waiting:
-            pending = self._pending.get(slots.waiting.popleft())
+            first = next(iter(slots.waiting))
+            del slots.waiting[first]
+            pending = self._pending.get(first)
             if pending is None or pending.granted or pending.assembler is None:
                 continue
             session = self.sessions.get(pending.instruction.site)
@@ -162,6 +117,22 @@ class Exchange:
             if site not in registered:
                 self._fail(pending, NotRegisteredError(f"site {site!r} is not registered"))
 
+    def slow(self, now: float) -> list[tuple[Session, str]]:
+        """The sites that hold a slot without getting on, or for longer than their turn, and why.
+
+        Args:
+            now: by the monotonic clock.
+        """
+        found = []
+        for pending in self._pending.values():
+            session = self.sessions.get(pending.instruction.site)
+            if session is None or pending.progress is None or pending.assembler is None:
+                continue
+            why = pending.progress.complaint(pending.assembler.received, pending.slots, now)
+            if why:
+                found.append((session, why))
+        return found
+
     # --- what the sessions report -----------------------------------------------------------
 
     def joined(self, session: Session, hello: pb.Hello) -> None:
@@ -169,9 +140,8 @@ class Exchange:
         self.sessions[session.site] = session
         session.held.update(hello.held)
         session.busy.update(hello.busy)
-        for each in hello.held:
-            if each not in self._pending:
-                self._unasked(session, each, self.journal.state(each))
+        unasked = [each for each in hello.held if each not in self._pending]
+        self._settle_unasked(session, unasked, late=False)
         partial = {progress.message_id: progress.received for progress in hello.partial}
         for pending in list(self._pending.values()):
             if pending.instruction.site == session.site:
@@ -182,7 +152,7 @@ class Exchange:
         del self.sessions[session.site]
         for pending in list(self._pending.values()):
             if pending.instruction.site == session.site and pending.granted:
-                pending.granted = False
+                pending.progress = None
                 self._partial[pending.id] = None
                 self.release(pending.slots)
         while len(self._partial) > MOST_PARTIAL:
@@ -193,22 +163,31 @@ class Exchange:
         """A site has a reply.
 
         Raises:
-            WireError: if it cannot be told which instruction it answers.
+            WireError: if it cannot be told which instruction it answers, or there were too many
+                of no use.
         """
         envelope = check_envelope(header, self.limits)
-        session.finished(envelope.reply_to)
-        pending = self._pending_of(session, envelope.reply_to)
+        instruction = envelope.reply_to
+        pending = self._pending_of(session, instruction)
+        known = pending is None or pending.assembler is not None
+        if known and instruction not in session.busy:
+            session.stray("a header of a reply that was not asked for, or is known")
         if pending is None:
-            state = self.journal.state(envelope.reply_to)
-            self._unasked(session, envelope.reply_to, state, late=state is not State.OWED)
+            self._settle_unasked(session, [instruction], late=True)
             return
+        session.finished(instruction)
         try:
             self._announced(session, pending, header, envelope)
         except WireError as error:
             self._fail(pending, error)
 
     def on_chunk(self, session: Session, chunk: pb.Chunk) -> None:
-        """The next piece of a reply; what nobody waits for is dropped."""
+        """The next piece of a reply; what nobody waits for is dropped.
+
+        Raises:
+            WireError: if there was too much that was never asked for.
+        """
+        session.body_came(chunk.message_id, len(chunk.data))
         pending = self._pending_of(session, chunk.message_id)
         if pending is None or pending.assembler is None or not pending.granted:
             return
@@ -221,7 +200,7 @@ class Exchange:
 
     # --- the way of one instruction -----------------------------------------------------------
 
-    def _deliver(self, session: Session, pending: _Pending, start: int) -> None:
+    def _deliver(self, session: Session, pending: Pending, start: int) -> None:
         encoded = pending.instruction.encoded
         if pending.id in session.held:
             session.ask(pending.id)
@@ -238,7 +217,7 @@ class Exchange:
             )
 
     def _announced(
-        self, session: Session, pending: _Pending, header: pb.Header, envelope: Envelope
+        self, session: Session, pending: Pending, header: pb.Header, envelope: Envelope
     ) -> None:
         own = pending.instruction.envelope
         if (envelope.src_node_id, envelope.run_id) != (own.dst_node_id, own.run_id):
@@ -248,22 +227,23 @@ class Exchange:
         if pending.granted:
             return  # it is on its way already
         assembler = pending.assembler
-        if assembler is None or not assembler.take_up(header, self.limits):
-            assembler = pending.assembler = Assembler(header, self.limits)
+        limits = pending.instruction.limits
+        if assembler is None or not assembler.take_up(header, limits):
+            assembler = pending.assembler = Assembler(header, limits)
         if assembler.complete:
             self._arrived(session, pending, assembler)
         elif pending.slots.free:
             self._grant(session, pending, assembler)
         else:
-            pending.slots.waiting.append(pending.id)
+            pending.slots.waiting[pending.id] = None
 
-    def _grant(self, session: Session, pending: _Pending, assembler: Assembler) -> None:
+    def _grant(self, session: Session, pending: Pending, assembler: Assembler) -> None:
         pending.slots.free -= 1
-        pending.granted = True
+        pending.progress = Progress.begin(assembler.received)
         self._partial.pop(pending.id, None)
-        session.grant(pending.id, assembler.received)
+        session.grant(pending.id, assembler.received, assembler.size)
 
-    def _arrived(self, session: Session, pending: _Pending, assembler: Assembler) -> None:
+    def _arrived(self, session: Session, pending: Pending, assembler: Assembler) -> None:
         message = assembler.message()
         session.acknowledge(pending.id, assembler.size)
         self._answer(
@@ -274,34 +254,50 @@ class Exchange:
             sha256=assembler.arrays_digest(),
         )
 
-    def _fail(self, pending: _Pending, error: HanseError) -> None:
-        log.warning("%s: %s", pending.instruction.site, error)
+    def _fail(self, pending: Pending, error: HanseError) -> None:
+        self.complaints.tell(pending.instruction.site, str(error))
         asked = open_envelope(pending.instruction.envelope, RecordDict())
         self._answer(pending, error_reply(error, asked))
 
-    def _answer(self, pending: _Pending, message: Message, **arrived: Any) -> None:
+    def _answer(self, pending: Pending, message: Message, **arrived: Any) -> None:
         asked = pending.instruction
         self.trail.answered(asked.site, asked.envelope, message, **arrived)
         del self._pending[pending.id]
         self._partial.pop(pending.id, None)
         pending.answer(Reply(message, pending.slots if pending.granted else None))
 
-    def _pending_of(self, session: Session, instruction: str) -> _Pending | None:
+    def _pending_of(self, session: Session, instruction: str) -> Pending | None:
         """What ``instruction`` is pending for, if it is this session's to answer."""
         pending = self._pending.get(instruction)
         return pending if pending and pending.instruction.site == session.site else None
 
-    def _unasked(
-        self, session: Session, instruction: str, state: State, *, late: bool = False
-    ) -> None:
-        """A site holds a reply that nobody waits for."""
-        if self._abandoned.get(instruction) == session.site:
-            del self._abandoned[instruction]
-            self.trail.late(session.site, instruction)
-        if (late or state is State.ABANDONED) and instruction not in self._late:
-            log.warning("%s: a reply came too late", session.site)
+    def _settle_unasked(self, session: Session, instructions: Iterable[str], *, late: bool) -> None:
+        """A site holds replies that nobody waits for: those that nobody ever will, it may forget.
+
+        Args:
+            late: whether they have only just been announced.
+        """
+        done = []
+        for each in instructions:
+            entry = self.journal.entry(each)
+            if entry is None:
+                done.append(each)
+                continue
+            if entry.site != session.site:
+                raise WireError(f"site {session.site} answers instruction {each} of another site")
+            session.finished(each)
+            if self._abandoned.pop(each, None) is not None:
+                self.trail.late(session.site, each)
+            if entry.state is State.ABANDONED or (late and entry.state is not State.OWED):
+                self._tell_late(session, each)
+            if entry.state is State.SETTLED:
+                self._late.discard(each)
+                done.append(each)
+        if done:
+            session.settle(done)
+
+    def _tell_late(self, session: Session, instruction: str) -> None:
+        if instruction not in self._late:
+            self.complaints.tell(session.site, "a reply came too late")
             self.metrics.replies.labels(session.site, "late").inc()
             self._late.add(instruction)
-        if state is State.SETTLED:
-            self._late.discard(instruction)
-            session.settle([instruction])

@@ -24,8 +24,10 @@ from hanse.wire.protocol import HEARTBEAT_SECONDS, METHOD, SERVICE, grpc_options
 
 from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal, State
-from hanse_server.link.exchange import Exchange, Instruction, Reply, Slots
+from hanse_server.link.exchange import Exchange
+from hanse_server.link.instruction import Instruction, Reply
 from hanse_server.link.reception import Reception
+from hanse_server.link.slots import Slots
 from hanse_server.metrics import ServerMetrics
 from hanse_server.register import Register
 
@@ -33,6 +35,9 @@ log = logging.getLogger("hanse.link")
 
 STOP_SECONDS = 5.0
 IDENTITY_SECONDS = 1.0
+
+MOST_STREAMS = 8
+"""Streams over one connection: a site needs one, and whoever asks for the health another."""
 
 
 class LinkServer:
@@ -118,6 +123,11 @@ class LinkServer:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def limits(self) -> Limits:
+        """What is taken from a site at most, whatever it was asked."""
+        return self._limits
 
     # --- what the grid asks for ---------------------------------------------------------------
 
@@ -205,7 +215,12 @@ class LinkServer:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        server = grpc.aio.server(options=[*grpc_options(self._limits), ("grpc.so_reuseport", 0)])
+        options = [
+            *grpc_options(self._limits),
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", MOST_STREAMS),
+        ]
+        server = grpc.aio.server(options=options)
         servicer = health.aio.HealthServicer()
         self._add_services(server, servicer)
         try:
@@ -221,7 +236,7 @@ class LinkServer:
     async def _serve(self) -> None:
         """Let the handlers work until it is time to stop, then say goodbye."""
         watches = [
-            asyncio.create_task(self._reception.watch_register()),
+            asyncio.create_task(self._reception.watch()),
             asyncio.create_task(self._watch_identity()),
         ]
         stopping = asyncio.create_task(self._stopping.wait())

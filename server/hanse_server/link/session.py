@@ -6,13 +6,18 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from hanse.errors import CertificateExpiredError, HanseError
+from hanse.errors import CertificateExpiredError, HanseError, WireError
 from hanse.flower import Envelope
 from hanse.identity import node_id_of
 from hanse.wire import hanse_pb2 as pb
+from hanse.wire.allowance import Allowance
 from hanse.wire.duplex import Duplex
 from hanse.wire.message import Encoded, chunks, make_header
 from hanse.wire.protocol import STOPPING, goodbye
+
+STRAYS_AT_ONCE, STRAYS_PER_SECOND = 200, 20.0
+"""Frames without use that a site may send: signs of life, what crossed with a word of the server,
+kinds of a later version. A heartbeat is due each few seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,34 @@ class Session:
         self.busy: set[str] = set()
         self.duplex = Duplex(pb.ServerFrame(heartbeat=pb.Heartbeat()))
         self._count_sent = count_sent
+        self._strays = Allowance(most=STRAYS_AT_ONCE, per_second=STRAYS_PER_SECOND)
+        self._due: dict[str, int] = {}  # bytes of bodies that were asked for, by instruction
+
+    def stray(self, what: str) -> None:
+        """Put up with a frame that is of no use, as long as there are few of them.
+
+        Raises:
+            WireError: if there are too many.
+        """
+        if not self._strays.take():
+            raise WireError(
+                f"{what}, and {STRAYS_AT_ONCE} frames of no use before it within a moment: more "
+                f"than {STRAYS_PER_SECOND:.0f} a second are not put up with"
+            )
+
+    def body_came(self, instruction: str, size: int) -> None:
+        """Count bytes of a body; those that were never asked for are strays.
+
+        Raises:
+            WireError: if there are too many.
+        """
+        left = self._due.get(instruction, 0) - size
+        if left > 0:
+            self._due[instruction] = left
+        else:
+            self._due.pop(instruction, None)
+        if size == 0 or left < 0:
+            self.stray(f"a chunk of {size} bytes that was not asked for")
 
     def welcome(self, welcome: pb.Welcome) -> None:
         """Let the site in; the first frame."""
@@ -76,8 +109,9 @@ class Session:
         """Have the site announce the reply that it holds."""
         self.duplex.outgoing.put(pb.ServerFrame(ask=pb.Ask(message_id=instruction)))
 
-    def grant(self, instruction: str, received: int) -> None:
-        """Have the site send the body of a reply, from byte ``received`` on."""
+    def grant(self, instruction: str, received: int, size: int) -> None:
+        """Have the site send the body of a reply of ``size``, from byte ``received`` on."""
+        self._due[instruction] = size - received
         ack = pb.Ack(message_id=instruction, received=received)
         self.duplex.outgoing.put(pb.ServerFrame(ack=ack))
 
@@ -94,7 +128,7 @@ class Session:
         self.duplex.outgoing.put(pb.ServerFrame(settle=pb.Settle(message_ids=done)))
 
     def finished(self, instruction: str) -> None:
-        """The site has answered an instruction: the reply is in its outbox."""
+        """The site has answered what it was asked: the reply is in its outbox."""
         self.busy.discard(instruction)
         self.held.add(instruction)
 

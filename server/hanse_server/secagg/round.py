@@ -24,7 +24,7 @@ from hanse.flower import (
 )
 from hanse.identity import node_id_of
 from hanse.job import Job
-from hanse.secagg.cohort import Cohort, SessionId
+from hanse.secagg.cohort import Announcement, Cohort, SessionId
 from hanse.secagg.messages import (
     KEYS,
     SESSION,
@@ -125,7 +125,7 @@ class SecureRound:
     def _sum(self, specs: dict[str, TensorSpec]) -> Message:
         quorum = self._job.strategy.quorum
         # 1. the cohort
-        members = self._stage(KEYS, self._chosen, self._common({}), read_announcement)
+        members = self._stage(KEYS, self._chosen, self._common({}), self._announced)
         self._check_enough("announced masking keys", len(members), quorum)
         session = SessionId(
             run_id=self._grid.run_id,
@@ -160,6 +160,19 @@ class SecureRound:
             mean = total.mean(cohort, survivors)
         weight = sum(cohort.members[name].weight for name in survivors)
         return self._reply(to_record(mean), metrics, weight)
+
+    def _announced(self, config: ConfigRecord, name: str) -> Announcement:
+        """What a site announces, if the job lets it weigh so much.
+
+        Raises:
+            SecureAggregationError: if it does not, or it is malformed.
+        """
+        member, most = read_announcement(config, name), self._job.checks.max_weight
+        if most is not None and member.weight > most:
+            raise SecureAggregationError(
+                f"{WEIGHT} = {member.weight:g} is above the largest, {most:g} (checks.max_weight)"
+            )
+        return member
 
     # --- stages -----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from hanse.flower import CONFIG, error_label
 from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.status import Awaited
+from hanse_server.terms import reason_of
 from hanse_server.workspace import SiteRound
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ class StageDesk:
         self._answered(site)
         seconds = time.time() - self._started
         self.lost[site] = SiteRound(
-            outcome=outcome, seconds=seconds, reason=f"{self._phase}: {reason}"
+            outcome=outcome, seconds=seconds, reason=reason_of(f"{self._phase}: {reason}", outcome)
         )
         self._metrics.replies.labels(site, outcome).inc()
 

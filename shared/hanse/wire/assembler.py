@@ -36,7 +36,8 @@ class Assembler:
         self._content = _check_content(header, limits)
         self._sizes = [array.size for array in descriptors(self._content)]
         self._hash = content_hash(header.content)
-        self._pieces: list[memoryview] = []
+        # One growing piece, not a list: a body that comes byte by byte takes no more memory.
+        self._piece = bytearray()
         self._bodies: list[bytes] = []
         self._missing = 0  # of the array that is under way
         self.received = 0
@@ -93,11 +94,15 @@ class Assembler:
         rest = memoryview(data)
         while rest:
             piece, rest = rest[: self._missing], rest[self._missing :]
-            self._pieces.append(piece)
             self._missing -= len(piece)
+            if not self._piece and self._missing == 0:  # whole in this chunk
+                self._bodies.append(bytes(piece))
+                self._next_array()
+                continue
+            self._piece += piece
             if self._missing == 0:
-                self._bodies.append(b"".join(self._pieces))
-                self._pieces.clear()
+                self._bodies.append(bytes(self._piece))
+                self._piece = bytearray()
                 self._next_array()
 
     def message(self) -> Message:

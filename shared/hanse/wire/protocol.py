@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 import hanse
-from hanse.errors import HanseError, ProtocolError, error_types
+from hanse.errors import HanseError, ProtocolError, WireError, error_types
+from hanse.plain import plain
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.limits import Limits
 from hanse.wire.message import CHUNK_BYTES
@@ -21,6 +22,20 @@ STOPPING = "stopping"
 """The reason of a Goodbye that is no refusal."""
 
 SERVICE, METHOD = "hanse.Link", "Connect"
+
+MOST_TOLD = 1024
+"""Instructions in one list of a Hello. A site that holds more tells of so many: what it leaves
+out is asked for again, and answered from its outbox."""
+
+LONGEST_ID = 64
+"""Characters of an id in a Hello."""
+
+LONGEST_WORD = 1000
+"""Characters of what the other side says for people to read."""
+
+_FEW = 64  # of what a Hello tells of the software
+
+_HEARTBEATS = (0.01, 300.0)  # seconds between two that a site agrees to
 
 _FRAME_OVERHEAD = 64 * 1024
 
@@ -65,12 +80,43 @@ def check_protocol(protocol: pb.Protocol, peer_versions: dict[str, str], peer: s
         ProtocolError: naming both versions.
     """
     if protocol.major != MAJOR:
-        theirs = peer_versions.get("hanse", "unknown")
+        theirs = plain(peer_versions.get("hanse", "unknown"), LONGEST_ID)
         raise ProtocolError(
             f"{peer} speaks protocol {protocol.major}.{protocol.minor} (hanse {theirs}), this "
             f"side {MAJOR}.{MINOR} (hanse {hanse.__version__})",
             remedy="Install the same version of hanse on both sides.",
         )
+
+
+def check_hello(hello: pb.Hello, peer: str) -> None:
+    """Refuse a Hello that would have the server keep more than a site has reason to tell.
+
+    Raises:
+        WireError: naming what there is too much of.
+    """
+    told = (*hello.held, *hello.busy, *(each.message_id for each in hello.partial))
+    most = max(len(hello.held), len(hello.busy), len(hello.partial))
+    few = (*hello.capabilities, *hello.versions.keys(), *hello.versions.values())
+    if most > MOST_TOLD:
+        raise WireError(f"{peer}: a Hello that tells of {most} instructions passes {MOST_TOLD}")
+    if len(few) > _FEW:
+        raise WireError(f"{peer}: a Hello with {len(few)} words of its software passes {_FEW}")
+    longest = max((len(text) for text in (*told, *few)), default=0)
+    if longest > LONGEST_ID:
+        raise WireError(f"{peer}: a word of {longest} characters in a Hello passes {LONGEST_ID}")
+
+
+def heartbeat_of(welcome: pb.Welcome) -> float:
+    """How often both ends are to give a sign of life, in seconds.
+
+    Raises:
+        WireError: if it would never be, or without a pause.
+    """
+    seconds = welcome.heartbeat_seconds or HEARTBEAT_SECONDS
+    least, most = _HEARTBEATS
+    if not least <= seconds <= most:  # so that NaN is not
+        raise WireError(f"heartbeat_seconds = {seconds:g} is not between {least:g} and {most:g}")
+    return seconds
 
 
 def goodbye(error: HanseError, *, retry: bool) -> pb.Goodbye:
@@ -81,7 +127,8 @@ def goodbye(error: HanseError, *, retry: bool) -> pb.Goodbye:
 def error_of(frame: pb.Goodbye) -> HanseError:
     """The error that a Goodbye stands for."""
     kind = _KINDS.get(frame.reason, HanseError)
-    return kind(frame.message, remedy=frame.remedy or None)
+    remedy = plain(frame.remedy, LONGEST_WORD)
+    return kind(plain(frame.message, LONGEST_WORD), remedy=remedy or None)
 
 
 _KINDS = {kind.label: kind for kind in error_types()}

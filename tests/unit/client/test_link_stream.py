@@ -13,7 +13,8 @@ from hanse.flower import Envelope, open_envelope
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.limits import Limits
 from hanse.wire.message import chunks, encode, make_header
-from hanse_client.link.stream import MOST_PARTIAL, Desk, Stream
+from hanse_client.link.desk import MOST_PARTIAL, Desk
+from hanse_client.link.stream import Stream
 from hanse_client.link.worker import Worker
 from hanse_client.metrics import ClientMetrics
 from hanse_client.outbox import Outbox
@@ -117,12 +118,13 @@ def test_an_instruction_that_was_answered_is_answered_from_the_outbox(
     assert worker.submitted == []
 
 
-def test_what_was_settled_may_be_asked_anew(desk: Desk, worker: IdleWorker) -> None:
+def test_what_was_settled_is_not_done_twice(desk: Desk, worker: IdleWorker) -> None:
     hold(desk, "one")
     serve(desk, pb.ServerFrame(settle=pb.Settle(message_ids=["one"])))
     assert desk.outbox.instructions() == []
     serve(desk, header("one"), *body("one"))
-    assert worker.submitted == ["one"]
+    ((refused, error),) = worker.refused
+    assert (refused, error.label, worker.submitted) == ("one", "policy", [])
 
 
 def test_what_is_settled_before_it_is_begun_is_dropped(desk: Desk, worker: IdleWorker) -> None:

@@ -273,3 +273,19 @@ def test_sites_are_told_of_secure_aggregation() -> None:
     assert plain.digest != secure.digest
     told = Job.model_validate_json(secure.instruction)
     assert told.secure_aggregation == secure.secure_aggregation
+
+
+def test_a_weight_above_the_jobs_largest_is_left_out_before_it_weighs(tmp_path: Path) -> None:
+    """A site that claimed 1e30 would round the updates of all others to nothing."""
+    fleet = Fleet(4)
+    policy = fleet.sites["site-3"].site.policy.model_copy(update={"count": 1e30})
+    fleet.sites["site-3"].site = fleet.sites["site-3"].site.model_copy(update={"policy": policy})
+    trained(fleet, plane_job(secure=True, checks={"max_weight": 100.0}), tmp_path)
+    assert outcomes(tmp_path) == {
+        "site-0": "result",
+        "site-1": "result",
+        "site-2": "result",
+        "site-3": "secure_aggregation",
+    }
+    (line,) = read_history(tmp_path)
+    assert "checks.max_weight" in line["sites"]["site-3"]["reason"]

@@ -10,7 +10,7 @@ import math
 from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,9 +29,9 @@ class Grid(Settings):
         stride: distance of neighbouring cells in pixels; below ``cell`` they overlap.
     """
 
-    orientations: Annotated[int, Field(ge=3)] = 12
-    cell: PositiveInt = 7
-    stride: PositiveInt = 3
+    orientations: Annotated[int, Field(ge=3, le=360)] = 12
+    cell: Annotated[int, Field(ge=1, le=65_536)] = 7
+    stride: Annotated[int, Field(ge=1, le=65_536)] = 3
 
 
 class OrientedGradients(nn.Module):

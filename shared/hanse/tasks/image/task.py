@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from hanse.config import Settings
@@ -21,7 +21,13 @@ from hanse.tasks.image.models import Normalize, Shape, cnn, gradients, mlp, resn
 from hanse.tasks.perceptron import Activation
 from hanse.tasks.scores import classification, correct
 
-Sizes = tuple[PositiveInt, ...]
+Size = Annotated[int, Field(ge=1, le=65_536)]
+"""Of a layer, an image, a set of classes: a site takes these numbers from its server."""
+
+Sizes = Annotated[tuple[Size, ...], Field(max_length=64)]
+
+
+Blocks = Annotated[int, Field(ge=1, le=64)]
 
 
 class MlpChoice(Settings):
@@ -40,7 +46,7 @@ class CnnChoice(Settings):
     """A 3x3 convolution and a pooling by two for each of ``channels``, then a perceptron."""
 
     kind: Literal["cnn"]
-    channels: Annotated[Sizes, Field(min_length=1)] = (32, 64)
+    channels: Annotated[tuple[Size, ...], Field(min_length=1, max_length=16)] = (32, 64)
     hidden: Sizes = (128,)
     activation: Activation = "relu"
 
@@ -66,8 +72,8 @@ class ResnetChoice(Settings):
     """ResNet with GroupNorm; the default is ResNet-18. ``width`` is even."""
 
     kind: Literal["resnet"]
-    width: Annotated[int, Field(ge=2, multiple_of=2)] = 64
-    blocks: Annotated[Sizes, Field(min_length=1)] = (2, 2, 2, 2)
+    width: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 64
+    blocks: Annotated[tuple[Blocks, ...], Field(min_length=1, max_length=8)] = (2, 2, 2, 2)
 
     def build(self, shape: Shape, classes: int) -> nn.Sequential:
         """The model of images of ``shape``."""
@@ -90,8 +96,11 @@ class ImageOptions(Settings):
         augment: how images move in training, where ``training.augment`` is on.
     """
 
-    shape: tuple[Literal[1, 3], PositiveInt, PositiveInt]
-    classes: Annotated[int, Field(ge=2)] | Annotated[tuple[str, ...], Field(min_length=2)]
+    shape: tuple[Literal[1, 3], Size, Size]
+    classes: (
+        Annotated[int, Field(ge=2, le=65_536)]
+        | Annotated[tuple[str, ...], Field(min_length=2, max_length=65_536)]
+    )
     mean: tuple[float, ...] = (0.5,)
     std: tuple[PositiveFloat, ...] = (0.5,)
     model: ModelChoice = CnnChoice(kind="cnn")

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hanse.config import Settings
@@ -24,7 +24,7 @@ class TabularModel(Settings):
     """``[task.options.model]``: a linear model, or a perceptron with ``hidden`` layers."""
 
     kind: Literal["linear", "mlp"] = "linear"
-    hidden: tuple[PositiveInt, ...] = ()
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(max_length=64)] = ()
     activation: Activation = "tanh"
 
     @model_validator(mode="after")

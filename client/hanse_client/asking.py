@@ -1,0 +1,115 @@
+"""What an instruction asks for, read from the server's text and arrays, and found to make sense."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+
+from flwr.app import ConfigRecord, Message
+from hanse.config import validate
+from hanse.errors import JobError, PolicyError
+from hanse.flower import CONFIG, JOB, PROXIMAL_MU, ROUND, only_arrays
+from hanse.job import FOR_SITES, Job
+from hanse.plain import plain
+
+LONGEST_JOB = 1_000_000
+"""Characters of a job's text."""
+
+CLOCKS_APART_SECONDS = 300.0
+"""So far the clocks of both ends may differ."""
+
+
+def config_of(message: Message) -> ConfigRecord:
+    """The configuration of an instruction; empty if it has none."""
+    return message.content.config_records.get(CONFIG, ConfigRecord())
+
+
+def job_text(config: ConfigRecord) -> str:
+    """The job's text.
+
+    Raises:
+        JobError: if there is none, or too much of it.
+    """
+    text = config.get(JOB)
+    if not isinstance(text, str):
+        raise JobError(f"the instruction carries no {JOB}: this site runs only Hanse's jobs")
+    if len(text) > LONGEST_JOB:
+        raise JobError(f"{JOB} of {len(text)} characters passes the limit, {LONGEST_JOB}")
+    return text
+
+
+def read_job(text: str) -> Job:
+    """The job that a text describes.
+
+    Raises:
+        JobError: if it describes none, or says what is no business of a site.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as malformed:
+        raise JobError(f"{JOB} is not JSON: {malformed}") from malformed
+    job = validate(data, Job, JobError, where=JOB)
+    foreign = sorted(job.model_fields_set - set(FOR_SITES))
+    if foreign:
+        raise JobError(f"{JOB}: {foreign[0]} is the server's own, and is not taken from it here")
+    return job
+
+
+def server_round(config: ConfigRecord) -> int:
+    """The round that an instruction is of.
+
+    Raises:
+        JobError: if it is no whole number.
+    """
+    number = config.get(ROUND)
+    if not isinstance(number, int):
+        raise JobError(f"{ROUND} = {plain(repr(number), 64)} is not a whole number")
+    return number
+
+
+def model_bytes(message: Message) -> int:
+    """The size of the model that an instruction carries.
+
+    Raises:
+        JobError: if it carries none.
+    """
+    try:
+        arrays = only_arrays(message.content)
+    except ValueError as error:
+        raise JobError(f"the instruction holds no model: {error}") from error
+    return sum(len(array.data) for array in arrays.values())
+
+
+def proximal_mu(config: ConfigRecord) -> float | None:
+    """What the strategy asks for of FedProx; None if nothing.
+
+    Raises:
+        PolicyError: if it is no number that there can be.
+    """
+    mu = config.get(PROXIMAL_MU)
+    if mu is None:
+        return None
+    if not isinstance(mu, int | float) or not math.isfinite(mu) or mu < 0:
+        said = plain(repr(mu), 64)
+        raise PolicyError(f"{PROXIMAL_MU} = {said} is not a finite number of at least 0")
+    return float(mu)
+
+
+def check_addressed(message: Message, node_id: int) -> None:
+    """Refuse an instruction for another site, or one whose time is over.
+
+    Raises:
+        PolicyError: if it is.
+    """
+    asked = message.metadata
+    if asked.dst_node_id != node_id:
+        raise PolicyError(f"the instruction is for node {asked.dst_node_id}, this is {node_id}")
+    if asked.ttl <= 0:
+        return  # of no time, as in a simulation
+    over = time.time() - (asked.created_at + asked.ttl)
+    if not over <= CLOCKS_APART_SECONDS:  # so that NaN is not
+        raise PolicyError(
+            f"the instruction's time was over {over:.0f} s ago (ttl = {asked.ttl:g} s)",
+            remedy="Set this machine's clock, if it is wrong; else the server sends old messages.",
+        )
