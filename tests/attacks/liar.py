@@ -71,7 +71,7 @@ def honest(message: Message) -> Message:
     return Message(answer(), reply_to=message)
 
 
-def job(deadline: float = 30.0) -> Job:
+def job(deadline: float = 120.0) -> Job:
     """One round of three sites, of which two do."""
     return Job.model_validate(
         {
@@ -112,7 +112,7 @@ class Liar:
 
     async def hear(self, *kinds: str) -> Any:
         """The next frame of one of these kinds."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (frame := await self._heard.get()).WhichOneof("kind") not in kinds:
                 pass
         return getattr(frame, frame.WhichOneof("kind"))
