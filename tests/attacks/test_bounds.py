@@ -48,11 +48,12 @@ async def _creep(liar: Liar, chunk: int, pause: float) -> None:
         if chunk:
             piece = pb.Chunk(message_id=asked.message_id, offset=offset, data=bytes(chunk))
             await liar.say(chunk=piece)
+        await liar.say(heartbeat=pb.Heartbeat())  # who is silent is given up anyhow
         await asyncio.sleep(pause)
 
 
 @pytest.mark.parametrize(
-    ("chunk", "pause"), [(0, 0.2), (1, 0.2), (2_000, 0.02)], ids=["mute", "trickle", "just enough"]
+    ("chunk", "pause"), [(0, 0.2), (1, 0.2), (8_000, 0.1)], ids=["mute", "trickle", "just enough"]
 )
 def test_eight_that_hold_all_slots_do_not_starve_the_ninth(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch, chunk: int, pause: float
