@@ -56,7 +56,7 @@ class Setting:
         self.site = SlowSite()
         self.server = loopback.server()
         self.fast = loopback.client("fast", answer)
-        self.slow: RunningClient = loopback.client("slow", self.site)
+        self.slow: RunningClient = loopback.client("slow", self.site, stop_seconds=0.1)
         self.server.await_sites("fast", "slow")
         self.grid = self.server.grid()
         replies = self.grid.collect(instructions(("fast", "slow"), 1), timeout=20)
@@ -127,10 +127,10 @@ def test_the_round_under_way_is_asked_again_and_not_taken_up(setting: Setting) -
 
 
 def test_a_site_that_crashed_says_that_it_is_lost(setting: Setting) -> None:
-    setting.slow.link.stop()  # it forgets what it is at, as in a crash
-    setting.site.go.set()
-    setting.slow.await_end()
+    setting.slow.stop()
     setting.server.await_sites("fast")
+    setting.site.go.set()  # what it was at ends after it has left, and is lost as in a crash
+    wait_until(lambda: bool(setting.slow.outbox.instructions()))
     setting.slow.outbox.forget(setting.slow.outbox.instructions())
     setting.loopback.client("slow", lambda message: pytest.fail("it trained again"))
     (reply,) = setting.grid.collect([], timeout=20)
