@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -147,25 +146,3 @@ def test_a_site_given_up_is_late(setting: Setting) -> None:
     assert rounds_of(setting.grid.collect(instructions(["slow"], 2), timeout=20)) == [(SLOW, "2")]
     late = setting.server.metrics.replies.labels("slow", "late")
     assert late._value.get() == 1
-
-
-FORGED: dict[str, Callable[[Message], dict[str, Any]]] = {
-    "another round": lambda message: {"group_id": "2"},
-    "another type": lambda message: {"message_type": "evaluate"},
-}
-
-
-@pytest.mark.parametrize("forged", FORGED)
-def test_a_reply_says_what_it_is_asked_for(loopback: Loopback, forged: str) -> None:
-    def forge(message: Message) -> Message:
-        reply = answer(message)
-        for name, value in FORGED[forged](message).items():
-            reply.metadata.__dict__[f"_{name}"] = value
-        return reply
-
-    server = loopback.server()
-    loopback.client("fast", forge)
-    server.await_sites("fast")
-    (reply,) = server.grid().send_and_receive(instructions(["fast"], 1), timeout=20)
-    assert error_label(reply.error) == "wire"
-    assert "is of another type or round than asked for" in str(reply.error.reason)
