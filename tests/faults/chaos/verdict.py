@@ -1,0 +1,134 @@
+"""What must hold after a run, whatever befell it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from hanse_client.audit import read_chained
+from hanse_client.ledger import Entry, read_ledger
+from hanse_client.ledger.verify import verify_ledger
+from hanse_client.outbox import Outbox
+from hanse_server.checkpoint import load_last, load_model
+from hanse_server.workspace import read_history
+from torch import Tensor
+
+from tests.faults.chaos.run import FailedRunError, Run
+from tests.faults.chaos.witness import told
+
+DELTA = 1e-5
+MOST_HELD = 4
+
+
+def model_of(run: Run) -> dict[str, Tensor]:
+    """The model that a run ended with, and all that a next round would have started from."""
+    last = load_last(run.workspace / "checkpoints")
+    if last is None:
+        raise FailedRunError("the run left no checkpoint")
+    state = {f"strategy/{name}": tensor for name, tensor in last.strategy.items()}
+    return load_model(run.workspace / "models" / "last.safetensors") | state
+
+
+def judge(run: Run, uninterrupted: dict[str, Tensor] | None) -> None:
+    """Hold a run that has ended against what must be.
+
+    Args:
+        uninterrupted: the model of a run that nothing befell; None where noise is in it.
+
+    Raises:
+        FailedRunError: naming what does not hold.
+    """
+    history = read_history(run.workspace)
+    _rounds(run, history)
+    if uninterrupted is not None:
+        _model(model_of(run), uninterrupted)
+    for site in run.sites:
+        _books(run, site, history)
+    name = run.chance.choice(list(run.sites))
+    run.hanse("client", "audit", str(run.sites[name] / "site.toml"), "--verify")
+    run.hanse("server", "status", "--workspace", str(run.workspace))
+
+
+def _rounds(run: Run, history: list[dict[str, Any]]) -> None:
+    """Each round is there, once; each site's update was folded in each, unless it may be away."""
+    rounds = [line["round"] for line in history]
+    if rounds != list(range(1, run.setting.rounds + 1)):
+        raise FailedRunError(f"the history has the rounds {rounds}")
+    if run.may_refuse:
+        return
+    for line in history:
+        outcomes = {name: site["outcome"] for name, site in line["sites"].items()}
+        if outcomes != dict.fromkeys(run.setting.names, "result"):
+            raise FailedRunError(f"round {line['round']} went otherwise: {outcomes}")
+
+
+def _model(model: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    if model.keys() != expected.keys():
+        raise FailedRunError(f"the model has {sorted(model)}, not {sorted(expected)}")
+    for name, tensor in expected.items():
+        if not torch.equal(model[name], tensor):
+            worst = float((model[name].double() - tensor.double()).abs().max())
+            raise FailedRunError(
+                f"the model is not that of the uninterrupted run: {name} differs by {worst:g}"
+            )
+
+
+def _books(run: Run, site: str, history: list[dict[str, Any]]) -> None:
+    """Ledger, audit trail and outbox of a site, against each other and against the witness."""
+    state = run.sites[site] / "state"
+    trail, ledger = state / "audit.jsonl", state / "ledger.sqlite"
+    verify_ledger(ledger, trail, DELTA)
+    released = Counter(line["id"] for line in read_chained(trail) if line["event"] == "released")
+    truth = told(run.witness(site))
+    left = {message for message, of in truth.items() if of.left}
+    if untold := left - released.keys():
+        raise FailedRunError(f"{site}: replies left that the trail does not tell: {untold}")
+    entries = read_ledger(ledger).entries() if run.setting.private else []
+    if run.setting.private:
+        _charges(site, entries, run.witness(site))
+        _every_round_charged(site, entries, history)
+    held = _held(state / "outbox.sqlite")
+    if held > MOST_HELD:
+        raise FailedRunError(f"{site}: the outbox still holds {held} replies")
+
+
+def _charges(site: str, entries: list[Entry], witness: Path) -> None:
+    """No message has fewer charges than it cost, or more than the crashes explain."""
+    charged = Counter(
+        entry.instruction.message_id for entry in entries if entry.state != "taken back"
+    )
+    for message, of in told(witness).items():
+        count = charged.get(message, 0)
+        least = max(len(of.left), 1 if of.drew else 0)
+        if count < least:
+            raise FailedRunError(f"{site}: {message} cost {least} charges, {count} are counted")
+    for message, count in charged.items():
+        # Each process that drew may cost one charge; one that died before it drew, its own.
+        most = max(1, len(told(witness)[message].drew))
+        if count > most:
+            raise FailedRunError(f"{site}: {message} is charged {count} times, {most} explained")
+
+
+def _every_round_charged(site: str, entries: list[Entry], history: list[dict[str, Any]]) -> None:
+    charged = {
+        entry.instruction.server_round
+        for entry in entries
+        if entry.instruction.kind == "train" and entry.state == "released"
+    }
+    folded = {
+        line["round"]
+        for line in history
+        if line["sites"].get(site, {}).get("outcome") == "result"
+    }
+    if folded - charged:
+        raise FailedRunError(f"{site}: rounds {sorted(folded - charged)} were never charged")
+
+
+def _held(path: Path) -> int:
+    outbox = Outbox(path)
+    try:
+        return len(outbox.instructions())
+    finally:
+        outbox.close()
