@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hanse_server import checkpoint
 from hanse_server.checkpoint import Checkpoint, Progress
+from hanse_server.durable import kept_in
 from hanse_server.spending import Spending
 from hanse_server.statement import model_statement
 from hanse_server.workspace import RoundRecord, Workspace
@@ -49,16 +50,20 @@ class Archive:
 
         Returns:
             The progress with the best model so far.
+
+        Raises:
+            WorkspaceError: if it cannot be written; the run goes on from the round before it.
         """
-        # The trail before all else: no model without a word of what it was made from.
-        self._workspace.trail.kept(record, arrays, released)
-        progress = self._keep_models(record, released, progress)
-        # History first: a round that is in it and in no checkpoint is run again and struck.
-        self._workspace.append(record)
-        checkpoint.save(
-            self._workspace.checkpoints,
-            Checkpoint(progress=progress, arrays=arrays, strategy=strategy),
-        )
+        with kept_in(self._workspace.folder):
+            # The trail before all else: no model without a word of what it was made from.
+            self._workspace.trail.kept(record, arrays, released)
+            progress = self._keep_models(record, released, progress)
+            # History first: a round that is in it and in no checkpoint is run again and struck.
+            self._workspace.append(record)
+            checkpoint.save(
+                self._workspace.checkpoints,
+                Checkpoint(progress=progress, arrays=arrays, strategy=strategy),
+            )
         return progress
 
     def _keep_models(

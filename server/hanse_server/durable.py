@@ -8,9 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors
 from hanse.durable import sync_folder, write_file
+from hanse.errors import WorkspaceError
 
-__all__ = ["new_folder", "write_file"]
+__all__ = ["kept_in", "new_folder", "write_file"]
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Tell by name what cannot be written below the folder of a workspace.
+
+    Raises:
+        WorkspaceError: in place of the operating system's error, or of safetensors'.
+    """
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as refused:
+        why = refused.strerror if isinstance(refused, OSError) else None
+        raise WorkspaceError(
+            f"{folder} cannot be written: {why or refused}",
+            remedy="Make room on the disk, or mend the permissions, and start the server again: "
+            "the run goes on where it stopped.",
+        ) from refused
 
 
 @contextmanager

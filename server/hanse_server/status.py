@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -108,9 +109,10 @@ class StatusFile:
         if self._latest is not None:
             told = asdict(self._latest) | {"updated_at": time.time()}
             temporary = self._file.with_name(".status.json")
-            # Not fsynced: after a crash the status is of no worth.
-            temporary.write_text(json.dumps(told), encoding="utf-8")
-            temporary.replace(self._file)
+            with suppress(OSError):  # a full disk ends a run where something of worth is lost
+                # Not fsynced: after a crash the status is of no worth.
+                temporary.write_text(json.dumps(told), encoding="utf-8")
+                temporary.replace(self._file)
 
 
 def read_status(folder: Path) -> Status:

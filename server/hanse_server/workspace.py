@@ -32,7 +32,7 @@ from hanse.job import Job
 from pydantic import ValidationError
 
 from hanse_server.audit import ServerTrail
-from hanse_server.durable import write_file
+from hanse_server.durable import kept_in, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,8 @@ class Workspace:
             "job_digest": job.digest,
             "job": json.loads(job.model_dump_json()),
         }
-        write_file(self._job_file, json.dumps(run, indent=2).encode())
+        with kept_in(self.folder):
+            write_file(self._job_file, json.dumps(run, indent=2).encode())
         return run_id
 
     def _resume(self, job: Job) -> int:
@@ -225,7 +226,8 @@ class Workspace:
 
     def append(self, record: RoundRecord) -> None:
         """Add a round to the history."""
-        with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "history.jsonl"
+        with kept_in(self.folder), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -238,7 +240,8 @@ class Workspace:
         """
         kept = [line for line in read_history(self.folder) if line["round"] <= last_round]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_file(self.folder / "history.jsonl", text.encode())
+        with kept_in(self.folder):
+            write_file(self.folder / "history.jsonl", text.encode())
         return kept
 
 

@@ -82,7 +82,7 @@ class RegisterError(ConfigError):
 class WorkspaceError(HanseError):
     exit_code = 14
     label = "workspace"
-    help = "The workspace belongs to another job, is in use, or holds a damaged checkpoint."
+    help = "The workspace belongs to another job, is in use, is damaged, or cannot be written."
     remedy_hint = "Name another --workspace, or remove this one."
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import resource
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -22,6 +20,7 @@ from hanse_client.ledger import Entry, Ledger, read_ledger
 from hanse_client.ledger.verify import verify_ledger
 
 from tests.charges import BUDGET, DATA, SMALL, reserve
+from tests.faults.disks import full_beyond
 from tests.harbour import Harbour, job, site
 
 
@@ -115,19 +114,6 @@ def test_killed_at_any_time_it_never_counts_too_little(path: Path) -> None:
 
 
 # --- disks ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def full_beyond(size: int) -> Iterator[None]:
-    """No file can grow beyond ``size`` bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_full_disk_refuses_and_keeps_what_is_there(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from hanse.errors import WorkspaceError
 from hanse.secagg.messages import SHARES
 
-from hanse_server.durable import write_file
+from hanse_server.durable import kept_in, write_file
 
 
 class Transcript:
@@ -79,4 +79,5 @@ class Transcript:
         self._write()
 
     def _write(self) -> None:
-        write_file(self._path, json.dumps(self._content).encode())
+        with kept_in(self._path.parent):
+            write_file(self._path, json.dumps(self._content).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -129,8 +130,9 @@ class SmallDisk:
 
     def fill(self, spare: int) -> None:
         """Leave ``spare`` bytes."""
-        with self._ballast.open("wb") as file:
-            free = shutil.disk_usage(self._folder).free
+        free = shutil.disk_usage(self._folder).free
+        # The others write meanwhile: what is left may be less than it was.
+        with self._ballast.open("wb", buffering=0) as file, suppress(OSError):
             file.write(b"\0" * max(0, free - spare))
 
     def free(self) -> None:
