@@ -45,6 +45,11 @@ def keep(archive: Archive, number: int) -> None:
     archive.keep(record(number), model(number), model(number), Progress(round=number), state)
 
 
+def keep_on(archive: Archive) -> None:
+    for number in range(2, 20):  # the history grows, whatever else there is room for
+        keep(archive, number)
+
+
 @pytest.mark.parametrize("size", [0, 100, 500, 1000, 1300, 1500, 2000])
 def test_a_round_that_cannot_be_kept_ends_the_run_by_name(tmp_path: Path, size: int) -> None:
     asked: Job = job()
@@ -52,8 +57,7 @@ def test_a_round_that_cannot_be_kept_ends_the_run_by_name(tmp_path: Path, size: 
     archive.resume()
     keep(archive, 1)
     with full_beyond(size), pytest.raises(WorkspaceError, match="cannot be written"):
-        for number in range(2, 20):  # the history grows, whatever else there is room for
-            keep(archive, number)
+        keep_on(archive)
     again = Archive(asked, Workspace(tmp_path, asked))
     last = again.resume()
     assert last is not None

@@ -305,8 +305,8 @@ def drawn(
         fault = Fault(
             kind=kind,
             victim=victim,
-            round=chance.randint(0, max(1, rounds - 2)),
-            wait=chance.uniform(0.0, 0.3),
+            round=chance.randint(0, max(1, rounds * 3 // 4)),
+            wait=chance.uniform(0.0, 0.2),
             seconds=chance.choice((chance.uniform(0.0, 0.5), chance.uniform(0.5, 5.0))),
             amount=chance.random(),
         )

@@ -46,9 +46,7 @@ class Setting:
     def job(self) -> str:
         """Its job.toml."""
         privacy = (
-            "noise_multiplier = 2.0\nsampling_rate = 0.25"
-            if self.private
-            else 'mechanism = "none"'
+            "noise_multiplier = 2.0\nsampling_rate = 0.25" if self.private else 'mechanism = "none"'
         )
         rate = 0.05 if self.width < 1000 else 1e-6
         return f"""\

@@ -245,7 +245,9 @@ class Run:
         life = Life(arguments=(*arguments, "--json"), log=str(log), folder=str(self.folder))
         code = self._zygote.run(life)
         if code != 0:
-            raise FailedRunError(f"hanse {' '.join(arguments)} ended with {code}: {log.read_text()}")
+            raise FailedRunError(
+                f"hanse {' '.join(arguments)} ended with {code}: {log.read_text()}"
+            )
         told: dict[str, Any] = json.loads(log.read_text())
         return told
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import random
 import shutil
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,18 +16,19 @@ from hanse.errors import HanseError
 from torch import Tensor
 
 from tests.faults.chaos import faults
-from tests.faults.chaos.faults import DISKS, KINDS, LINKS, NETWORKS, PROCESSES, SOON, Fault
+from tests.faults.chaos.faults import DISKS, LINKS, NETWORKS, PROCESSES, Fault
 from tests.faults.chaos.grounds import Federation, Setting, can_mount
 from tests.faults.chaos.netns import Spaces, abilities
 from tests.faults.chaos.run import SERVER, FailedRunError, Run
+from tests.faults.chaos.suffering import Suffering
 from tests.faults.chaos.verdict import judge, model_of
 from tests.faults.chaos.zygote import Zygote
 
 SITES = 3
 LONGEST_SECONDS = 120.0
 SETTINGS = (
-    Setting(name="plain", sites=SITES, rounds=30, private=False, width=2),
-    Setting(name="private", sites=SITES, rounds=30, private=True, width=2),
+    Setting(name="plain", sites=SITES, rounds=40, private=False, width=2),
+    Setting(name="private", sites=SITES, rounds=40, private=True, width=2),
     Setting(name="plain-large", sites=SITES, rounds=8, private=False, width=100_000),
     Setting(name="private-large", sites=SITES, rounds=6, private=True, width=100_000),
 )
@@ -52,6 +52,36 @@ class Plan:
     spaces: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run went.
+
+    Attributes:
+        injected: the faults that came to their moment, in that order.
+        why: it failed; empty if it did not.
+        evidence: what a person who looks for the cause needs first.
+    """
+
+    plan: Plan
+    injected: tuple[Fault, ...]
+    seconds: float
+    why: str
+    evidence: str
+
+    def __str__(self) -> str:
+        plan = self.plan
+        where = " in namespaces" if plan.spaces else ""
+        told = " ".join(map(str, self.injected)) or "nothing"
+        line = (
+            f"seed {plan.seed}: {plan.setting.name}{where}, {plan.setting.rounds} rounds, "
+            f"{self.seconds:.1f} s, {told}: "
+        )
+        if not self.why:
+            return line + "ok"
+        again = f"make chaos SEED={plan.seed} RUNS=1"
+        return f"{line}FAILED: {self.why}\n  again: {again}; {self.evidence}"
+
+
 def planned(seed: int, *, mounts: bool) -> Plan:
     """The plan of a seed, on this machine."""
     chance = random.Random(f"hanse {seed}")
@@ -60,7 +90,7 @@ def planned(seed: int, *, mounts: bool) -> Plan:
     kinds = [*PROCESSES, *LINKS, *(NETWORKS if spaces else ())]
     if spaces and not (abilities().netem or abilities().filters):
         kinds = [kind for kind in kinds if kind not in ("lossy", "slow_network")]
-    drawn = faults.drawn(chance, kinds, setting.names, setting.rounds, chance.randint(3, 6))
+    drawn = faults.drawn(chance, kinds, setting.names, setting.rounds, chance.randint(4, 7))
     small: tuple[str, ...] = ()
     if mounts and chance.random() < 0.3:
         # A site that refuses for want of room costs its round the quorum: where noise is in the
@@ -74,53 +104,19 @@ def planned(seed: int, *, mounts: bool) -> Plan:
     return Plan(seed=seed, setting=setting, faults=tuple(drawn), small=small, spaces=spaces)
 
 
-class Suffering:
-    """The faults of a plan as they befall a run: what is due, what is under way.
+class Series:
+    """Runs, one after the other, over one federation and one zygote.
 
     Args:
-        injected: is told each fault that has come to its moment.
+        folder: to work in.
+        defect: planted in every process of the runs, but not of the uninterrupted one.
+        longest: seconds after which a run counts as one that hangs.
     """
 
-    def __init__(self, run: Run, plan: Plan, injected: list[Fault]) -> None:
-        self._run = run
-        self._waiting = list(plan.faults)
-        self._due: list[tuple[float, int, Fault, faults.Acting]] = []
-        self._begun = 0
-        self._injected = injected
-
-    def go_on(self) -> float:
-        """Do what is due; seconds until there may be more to do."""
-        now = time.monotonic()
-        while self._waiting and self._run.round() >= self._waiting[0].round:
-            fault = self._waiting.pop(0)
-            self._later(now + fault.wait, fault, KINDS[fault.kind](self._run, fault))
-        while self._due and self._due[0][0] <= now:
-            _, _, fault, acting = heapq.heappop(self._due)
-            pause = next(acting, None)
-            if pause != SOON and fault not in self._injected:
-                self._injected.append(fault)
-            if pause is not None:
-                self._later(time.monotonic() + pause, fault, acting)
-        left = self._due[0][0] - time.monotonic() if self._due else 0.01
-        return min(0.01, max(left, 0.0))
-
-    def end(self) -> None:
-        """Let what is under way be."""
-        for *_, acting in self._due:
-            acting.close()
-        self._due.clear()
-
-    def _later(self, when: float, fault: Fault, acting: faults.Acting) -> None:
-        self._begun += 1
-        heapq.heappush(self._due, (when, self._begun, fault, acting))
-
-
-class Series:
-    """Runs, one after the other, over one federation and one zygote."""
-
-    def __init__(self, folder: Path, *, defect: str = "") -> None:
+    def __init__(self, folder: Path, *, defect: str = "", longest: float = LONGEST_SECONDS) -> None:
         self._folder = folder
         self._defect = defect
+        self._longest = longest
         self._uninterrupted: dict[str, dict[str, Tensor]] = {}
         self._opened = ExitStack()
         self._runs = Counter[str]()
@@ -145,41 +141,35 @@ class Series:
     ) -> None:
         self._opened.close()
 
-    def run(self, seed: int) -> str:
-        """Run a seed; a line that says how it went, and more where it failed."""
-        plan = planned(seed, mounts=self._mounts)
+    def run(self, seed: int) -> Outcome:
+        """The run of a seed."""
+        return self.suffer(planned(seed, mounts=self._mounts))
+
+    def suffer(self, plan: Plan) -> Outcome:
+        """Run a plan, and judge it; its folder is kept if it failed."""
         expected = None if plan.setting.private else self._undisturbed(plan.setting)
-        folder = self._folder / f"run-{seed}"
+        folder = self._folder / f"run-{plan.seed}"
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
         injected: list[Fault] = []
-        spaces = self._spaces.get(SITES) if plan.spaces else []
-        why, more = "", ""
-        with Run(
-            plan.setting,
-            self._federation,
-            self._zygote,
-            folder,
-            seed=seed,
-            spaces=spaces,
-            small=plan.small,
-            defect=self._defect,
-        ) as run:
+        why = evidence = ""
+        with self._made(plan, folder, self._defect) as run:
             try:
-                self._suffer(run, plan, injected)
+                self._lead(run, plan, injected)
                 judge(run, expected)
             except (FailedRunError, HanseError, TimeoutError) as failure:
-                why, more = f"{failure}", _evidence(run)
-        seconds = time.monotonic() - started
-        self._note(plan, injected, seconds, why)
+                why, evidence = str(failure), _evidence(run)
         if not why:
             shutil.rmtree(folder)
-        told = " ".join(map(str, injected))
-        verdict = f"FAILED: {why}" if why else "ok"
-        line = f"seed {seed}: {plan.setting.name}{' in namespaces' if plan.spaces else ''}, "
-        line += f"{plan.setting.rounds} rounds, {seconds:.1f} s, {told}: {verdict}"
-        again = f"\n  again: make chaos SEED={seed} RUNS=1; its folder: {folder}{more}"
-        return line + (again if why else "")
+        outcome = Outcome(
+            plan=plan,
+            injected=tuple(injected),
+            seconds=time.monotonic() - started,
+            why=why,
+            evidence=f"its folder: {folder}\n{evidence}",
+        )
+        self._note(outcome)
+        return outcome
 
     def counts(self) -> str:
         """The last line."""
@@ -201,36 +191,49 @@ class Series:
         if setting.name not in self._uninterrupted:
             folder = self._folder / f"undisturbed-{setting.name}"
             plan = Plan(seed=0, setting=setting, faults=(), small=(), spaces=False)
-            with Run(setting, self._federation, self._zygote, folder) as run:
-                self._suffer(run, plan, [])
+            with self._made(plan, folder, "") as run:
+                self._lead(run, plan, [])
                 self._uninterrupted[setting.name] = model_of(run)
                 judge(run, self._uninterrupted[setting.name])
             shutil.rmtree(folder)
         return self._uninterrupted[setting.name]
 
-    def _suffer(self, run: Run, plan: Plan, injected: list[Fault]) -> None:
+    def _made(self, plan: Plan, folder: Path, defect: str) -> Run:
+        return Run(
+            plan.setting,
+            self._federation,
+            self._zygote,
+            folder,
+            seed=plan.seed,
+            spaces=self._spaces.get(SITES) if plan.spaces else (),
+            small=plan.small,
+            defect=defect,
+        )
+
+    def _lead(self, run: Run, plan: Plan, injected: list[Fault]) -> None:
         """Run from the first start to the last stop."""
-        deadline = time.monotonic() + LONGEST_SECONDS
-        suffering = Suffering(run, plan, injected)
+        deadline = time.monotonic() + self._longest
+        suffering = Suffering(run, plan.faults, injected)
         for name in run.names:
             run.start(name)
         while not run.done:
             pause = suffering.go_on()
             run.revive()
             if time.monotonic() > deadline:
-                raise FailedRunError(f"it hangs: not at its end after {LONGEST_SECONDS:.0f} s")
+                raise FailedRunError(f"it hangs: not at its end after {self._longest:.0f} s")
             time.sleep(pause)
         suffering.end()
         run.mend()
         for site in run.sites:
             run.stop(site)
 
-    def _note(self, plan: Plan, injected: list[Fault], seconds: float, why: str) -> None:
+    def _note(self, outcome: Outcome) -> None:
+        plan = outcome.plan
         self._runs[plan.setting.name] += 1
-        self._kinds.update(fault.kind for fault in injected)
-        self._seconds += seconds
+        self._kinds.update(fault.kind for fault in outcome.injected)
+        self._seconds += outcome.seconds
         self._rounds += plan.setting.rounds
-        if why:
+        if outcome.why:
             self.failed.append(plan.seed)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hanse_server.workspace import read_history
 from torch import Tensor
 
 from tests.faults.chaos.run import FailedRunError, Run
-from tests.faults.chaos.witness import told
+from tests.faults.chaos.witness import Truth, told
 
 DELTA = 1e-5
 MOST_HELD = 4
@@ -85,29 +86,42 @@ def _books(run: Run, site: str, history: list[dict[str, Any]]) -> None:
     left = {message for message, of in truth.items() if of.left}
     if untold := left - released.keys():
         raise FailedRunError(f"{site}: replies left that the trail does not tell: {untold}")
-    entries = read_ledger(ledger).entries() if run.setting.private else []
+    book = read_ledger(ledger)
     if run.setting.private:
-        _charges(site, entries, run.witness(site))
-        _every_round_charged(site, entries, history)
+        _charges(run, site, book.entries(), truth)
+        _every_round_charged(site, book.entries(), history)
+    elif not run.may_refuse:
+        # Each round is one message, however often it was asked for.
+        bare = sum(len(account.unprotected) for account in book.accounts())
+        if bare != run.setting.rounds:
+            raise FailedRunError(f"{site}: {bare} messages trained {run.setting.rounds} rounds")
     held = _held(state / "outbox.sqlite")
     if held > MOST_HELD:
         raise FailedRunError(f"{site}: the outbox still holds {held} replies")
 
 
-def _charges(site: str, entries: list[Entry], witness: Path) -> None:
+def _charges(run: Run, site: str, entries: list[Entry], truth: Mapping[str, Truth]) -> None:
     """No message has fewer charges than it cost, or more than the crashes explain."""
+    messages: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for entry in entries:
+        asked = entry.instruction
+        messages[asked.kind, asked.server_round].add(asked.message_id)
+    for (kind, number), ids in messages.items():
+        if len(ids) > 1:
+            raise FailedRunError(f"{site}: {kind} of round {number} came as {len(ids)} messages")
     charged = Counter(
         entry.instruction.message_id for entry in entries if entry.state != "taken back"
     )
-    for message, of in told(witness).items():
+    for message, of in truth.items():
         count = charged.get(message, 0)
         least = max(len(of.left), 1 if of.drew else 0)
         if count < least:
             raise FailedRunError(f"{site}: {message} cost {least} charges, {count} are counted")
     for message, count in charged.items():
-        # Each process that drew may cost one charge; one that died before it drew, its own.
-        most = max(1, len(told(witness)[message].drew))
-        if count > most:
+        drew = len(truth[message].drew) if message in truth else 0
+        # Each process that drew may cost a charge. Nobody sees who judged.
+        most = max(1, drew) if drew else 1 + run.processes[site].deaths
+        if count > most and site not in run.disks:  # a full disk loses what was paid for
             raise FailedRunError(f"{site}: {message} is charged {count} times, {most} explained")
 
 
@@ -118,9 +132,7 @@ def _every_round_charged(site: str, entries: list[Entry], history: list[dict[str
         if entry.instruction.kind == "train" and entry.state == "released"
     }
     folded = {
-        line["round"]
-        for line in history
-        if line["sites"].get(site, {}).get("outcome") == "result"
+        line["round"] for line in history if line["sites"].get(site, {}).get("outcome") == "result"
     }
     if folded - charged:
         raise FailedRunError(f"{site}: rounds {sorted(folded - charged)} were never charged")

@@ -1,0 +1,129 @@
+"""Memory, descriptors and threads of processes over their lives, and whether they grow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+WARM_ROUNDS = 150
+"""A fork makes its own copy of what it touches: so long its memory grows without a leak."""
+
+LEAST_SAMPLES = 20
+LEAST_ROUNDS = 200
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A process at one moment.
+
+    Attributes:
+        memory: private memory in KiB, what is shared with the zygote left out.
+        resident: all resident memory in KiB.
+    """
+
+    round: int
+    memory: int
+    resident: int
+    descriptors: int
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What became of a process after its first rounds.
+
+    Attributes:
+        slope: of its private memory, in KiB per 100 rounds, by least squares.
+    """
+
+    name: str
+    pid: int
+    samples: int
+    rounds: int
+    first: int
+    last: int
+    slope: float
+    resident_slope: float
+    descriptors: tuple[int, int]
+    threads: tuple[int, int]
+
+    def row(self) -> str:
+        """Its row of the table."""
+        descriptors, threads = ("{}-{}".format(*each) for each in (self.descriptors, self.threads))
+        return (
+            f"{self.name:8} {self.pid:7} {self.samples:7} {self.rounds:6} {self.first:8} "
+            f"{self.last:8} {self.slope:+9.1f} {self.resident_slope:+9.1f} {descriptors:>11} "
+            f"{threads:>7}"
+        )
+
+
+HEADING = (
+    f"{'process':8} {'pid':>7} {'samples':>7} {'rounds':>6} {'first':>8} {'last':>8} "
+    f"{'slope':>9} {'resident':>9} {'descriptors':>11} {'threads':>7}"
+)
+
+
+class Gauges:
+    """Samples of all lives, by process."""
+
+    def __init__(self) -> None:
+        self._samples: dict[tuple[str, int], list[Sample]] = defaultdict(list)
+
+    def look(self, name: str, pid: int, round_: int) -> None:
+        """Take a sample, if the process is still there."""
+        try:
+            self._samples[name, pid].append(_sample(pid, round_))
+        except (FileNotFoundError, ProcessLookupError):
+            return
+
+    def courses(self) -> list[Course]:
+        """Of the processes that lived long enough to tell."""
+        found = []
+        for (name, pid), samples in self._samples.items():
+            warm = [each for each in samples if each.round >= samples[0].round + WARM_ROUNDS]
+            enough = len(warm) >= LEAST_SAMPLES
+            if enough and warm[-1].round - warm[0].round >= LEAST_ROUNDS:
+                found.append(_course(name, pid, warm))
+        return sorted(found, key=lambda each: (each.name != "server", each.name, each.pid))
+
+
+def _course(name: str, pid: int, samples: Sequence[Sample]) -> Course:
+    descriptors = [each.descriptors for each in samples]
+    threads = [each.threads for each in samples]
+    return Course(
+        name=name,
+        pid=pid,
+        samples=len(samples),
+        rounds=samples[-1].round - samples[0].round,
+        first=samples[0].memory,
+        last=samples[-1].memory,
+        slope=_slope([(each.round, each.memory) for each in samples]),
+        resident_slope=_slope([(each.round, each.resident) for each in samples]),
+        descriptors=(min(descriptors), max(descriptors)),
+        threads=(min(threads), max(threads)),
+    )
+
+
+def _slope(points: Sequence[tuple[int, int]]) -> float:
+    """Of the line through the points, per 100 rounds."""
+    rounds, values = np.array(points, dtype=float).T
+    return float(np.polyfit(rounds, values, 1)[0] * 100)
+
+
+def _sample(pid: int, round_: int) -> Sample:
+    process = Path(f"/proc/{pid}")
+    told = {}
+    for line in (process / "smaps_rollup").read_text().splitlines()[1:]:
+        key, _, value = line.partition(":")
+        told[key] = int(value.split()[0])
+    return Sample(
+        round=round_,
+        memory=told["Private_Dirty"] + told["Private_Clean"],
+        resident=told["Rss"],
+        descriptors=len(list((process / "fd").iterdir())),
+        threads=len(list((process / "task").iterdir())),
+    )
