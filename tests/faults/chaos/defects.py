@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hanse.durable import sync_folder
 from hanse.wire import hanse_pb2 as pb
 from hanse_client import audit
 from hanse_client.ledger import Ledger
 from hanse_client.link.stream import Stream
-from hanse_server import checkpoint, durable
+from hanse_server import checkpoint
 from hanse_server.grpc_grid import GrpcGrid
 from hanse_server.rounds import RoundLoop
 from hanse_server.strategies.streaming import StreamingFedAvg
@@ -91,7 +92,7 @@ def checkpoints_are_not_synced() -> None:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(path)
-        durable.sync_folder(path.parent)
+        sync_folder(path.parent)
 
     _set(checkpoint, "new_folder", unsynced)
 

@@ -94,12 +94,12 @@ def prepare(life: Life) -> None:
 def _shorten_waits(heartbeat: float) -> None:
     from hanse_client.link import coordinator, patience
     from hanse_server import serve
-    from hanse_server.link import reception
+    from hanse_server.link import LinkServer, reception
 
     patience.LONGEST_PAUSE_SECONDS = LONGEST_PAUSE_SECONDS
     coordinator.WELCOME_SECONDS = reception.HELLO_SECONDS = GREETING_SECONDS
-    linked: Any = partial(serve.LinkServer, heartbeat_seconds=heartbeat)
-    serve.LinkServer = linked  # type: ignore[misc]
+    quick = partial(LinkServer, heartbeat_seconds=heartbeat)
+    setattr(serve, LinkServer.__name__, quick)
 
 
 def _die_at(life: Life) -> None:

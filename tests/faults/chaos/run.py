@@ -215,17 +215,17 @@ class Run:
             time.sleep(0.005)
         return 0
 
-    def stop(self, name: str) -> None:
-        """SIGTERM; its exit code has to be that of an end in good order."""
-        if self.processes[name].pid is None:
-            return
-        self.send(name, signal.SIGCONT)
-        self.send(name, signal.SIGTERM)
-        code = self.await_end(name)
-        # Before the first line of the command there is nobody to end it in order.
-        good = {0, STOPPED if name == SERVER else 0, -signal.SIGTERM}
-        if code not in good | self.processes[name].expected:
-            raise FailedRunError(f"{name} ended with {code} when it was told to stop")
+    def stop(self, *names: str) -> None:
+        """SIGTERM, to all at once; each exit code has to be that of an end in good order."""
+        for name in names:
+            self.send(name, signal.SIGCONT)
+            self.send(name, signal.SIGTERM)
+        for name in names:
+            code = self.await_end(name)
+            # Before the first line of the command there is nobody to end it in order.
+            good = {0, STOPPED if name == SERVER else 0, -signal.SIGTERM}
+            if code not in good | self.processes[name].expected:
+                raise FailedRunError(f"{name} ended with {code} when it was told to stop")
 
     def ended(self, name: str) -> int | None:
         """The exit code of a process that has ended by itself since it was last asked for."""

@@ -25,7 +25,7 @@ from tests.faults.chaos.verdict import judge, model_of
 from tests.faults.chaos.zygote import Zygote
 
 SITES = 3
-LONGEST_SECONDS = 120.0
+LONGEST_SECONDS = 240.0
 SETTINGS = (
     Setting(name="plain", sites=SITES, rounds=40, private=False, width=2),
     Setting(name="private", sites=SITES, rounds=40, private=True, width=2),
@@ -224,8 +224,7 @@ class Series:
             time.sleep(pause)
         suffering.end()
         run.mend()
-        for site in run.sites:
-            run.stop(site)
+        run.stop(*run.sites)
 
     def _note(self, outcome: Outcome) -> None:
         plan = outcome.plan

@@ -92,8 +92,7 @@ class Soak:
             time.sleep(pause)
         self._suffering.end()
         run.mend()
-        for site in run.sites:
-            run.stop(site)
+        run.stop(*run.sites)
 
     def courses(self) -> list[Course]:
         """What became of the processes."""
@@ -194,8 +193,8 @@ def _soak(run: Run, seed: int) -> int:
     for name, bytes_ in sizes(run).items():
         print(f"{name}: {bytes_} bytes")
     found = [why] * bool(why) + grown(courses, pace)
-    for each in found:
-        print(f"FAILED: {each}")
+    for what in found:
+        print(f"FAILED: {what}")
     print(
         f"soak: {run.ended_rounds()} rounds, {SITES} sites, {time.monotonic() - started:.0f} s; "
         f"{soak.faults()}; {len(courses)} lives judged; {len(found)} failed"
@@ -206,14 +205,9 @@ def _soak(run: Run, seed: int) -> int:
 def sizes(run: Run) -> dict[str, int]:
     """The files that a long run writes to, of the server and of the first site."""
     state = run.sites[run.setting.names[0]] / "state"
-    places = {run.workspace: ("history.jsonl", "journal.sqlite", "journal.sqlite-wal")}
-    places[state] = ("ledger.sqlite", "audit.jsonl", "outbox.sqlite", "outbox.sqlite-wal")
-    return {
-        f"{folder.name}/{name}": (folder / name).stat().st_size
-        for folder, names in places.items()
-        for name in names
-        if (folder / name).exists()
-    }
+    server = [run.workspace / name for name in ("history.jsonl", "journal.sqlite")]
+    site = [state / name for name in ("ledger.sqlite", "audit.jsonl", "outbox.sqlite")]
+    return {f"{file.parent.name}/{file.name}": file.stat().st_size for file in [*server, *site]}
 
 
 if __name__ == "__main__":
