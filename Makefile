@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench
+.PHONY: help setup demo test lint format bench chaos soak
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ format: .venv/dev  ## let ruff rewrite the code
 
 bench: .venv/dev  ## run one benchmark, as in BENCH=accounting; without BENCH, list them
 	$(BIN)/python tests/benchmarks/run.py $(BENCH) $(DATA)
+
+chaos: .venv/dev  ## run RUNS=100 federations through faults drawn from SEED=1, 2, ...
+	$(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),100) --seed $(or $(SEED),1)
+
+soak: .venv/dev  ## run ROUNDS=2000 rounds with faults from SEED=1: nothing may grow
+	$(BIN)/python -m tests.faults.chaos.soak --rounds $(or $(ROUNDS),2000) --seed $(or $(SEED),1)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv .venv

@@ -112,9 +112,9 @@ class GrpcGrid(HanseGrid):
     def _receive(self, missing: set[str], replies: SimpleQueue[Reply], deadline: float) -> Replies:
         try:
             while missing and (reply := _next(replies, deadline)) is not None:
-                message = self._take(reply)
-                missing.discard(message.metadata.reply_to_message_id)
-                yield message
+                # Before it is taken: a journal that cannot be written ends the round meanwhile.
+                missing.discard(reply.message.metadata.reply_to_message_id)
+                yield self._take(reply)
         finally:
             if missing:
                 self._abandon(missing)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message, RecordDict
 from hanse.errors import WorkspaceError
 from hanse.flower import to_record, to_tensors
+from hanse.identity import node_id_of
 from hanse.job import Job
 from hanse_server.archive import Archive
 from hanse_server.checkpoint import Progress
@@ -19,6 +20,7 @@ from hanse_server.workspace import RoundRecord, Workspace
 
 from tests.faults.disks import full_beyond
 from tests.harbour import job
+from tests.loopback import Loopback
 
 
 def model(number: int) -> ArrayRecord:
@@ -101,3 +103,19 @@ def wait_for_round(folder: Path, number: int) -> None:
     while not (folder / "status.json").exists() or read_status(folder).round != number:
         assert time.monotonic() < deadline, "the status did not change"
         time.sleep(0.01)
+
+
+def test_a_journal_that_cannot_be_written_ends_the_exchange_by_name(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = loopback.server()
+    loopback.client("north", lambda message: Message(message.content, reply_to=message))
+    server.await_sites("north")
+
+    def full(*_: object) -> None:
+        raise WorkspaceError("the journal cannot be used: disk full")
+
+    monkeypatch.setattr(server.journal, "mark", full)
+    message = Message(RecordDict(), node_id_of("north"), "train")
+    with pytest.raises(WorkspaceError, match="disk full"):
+        list(server.grid().send_and_receive([message], timeout=20))
