@@ -116,6 +116,7 @@ def test_a_journal_that_cannot_be_written_ends_the_exchange_by_name(
         raise WorkspaceError("the journal cannot be used: disk full")
 
     monkeypatch.setattr(server.journal, "mark", full)
+    grid = server.grid()
     message = Message(RecordDict(), node_id_of("north"), "train")
     with pytest.raises(WorkspaceError, match="disk full"):
-        list(server.grid().send_and_receive([message], timeout=20))
+        list(grid.send_and_receive([message], timeout=20))
