@@ -61,7 +61,7 @@ def released_charges_taken_up() -> Iterator[None]:
     def find(
         self: Ledger, account: Account, instruction: Instruction, charge: Charge
     ) -> int | None:
-        for entry in account.entries.values():
+        for entry in self.entries():
             if entry.instruction.message_id == instruction.message_id:
                 return entry.row
         return None

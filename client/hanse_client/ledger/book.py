@@ -74,7 +74,8 @@ class Account:
 
     Attributes:
         data: since when each fingerprint belongs to it, Unix time in seconds.
-        entries: by row, those that were taken back too.
+        entries: by row, those that were taken back too; of a book that keeps open ones alone,
+            only those that are reserved.
         reserved: the rows of those that are neither released nor taken back.
         unprotected: ids of the messages that trained on it without privacy.
     """
@@ -122,6 +123,14 @@ class Account:
         else:
             self.reserved.discard(entry.row)
 
+    def merge(self, other: Account) -> None:
+        """Count all that was spent on another account's data."""
+        self.entries |= other.entries
+        self.reserved |= other.reserved
+        self.unprotected |= other.unprotected
+        self._steps.update(other._steps)
+        self._charges.update(other._charges)
+
     def _count(self, entry: Entry, sign: int) -> None:
         if entry.state == "taken back":
             return
@@ -133,12 +142,17 @@ class Account:
 class Book:
     """The accounts of a ledger, kept up with its events.
 
+    Args:
+        only_open: keep of a charge that is settled only what it counts for, as a client does
+            that runs for years.
+
     Attributes:
         opened: how many accounts were ever opened; their numbers are not given again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_open: bool = False) -> None:
         self.opened = 0
+        self._only_open = only_open
         self._accounts: dict[int, Account] = {}
         self._account_of: dict[str, int] = {}
         self._charged_to: dict[int, int] = {}  # by row
@@ -262,10 +276,8 @@ class Book:
         account = self._accounts[event.account]
         for other in self._known_ones(event.fingerprints) - {event.account}:
             merged = self._accounts.pop(other)
-            for entry in merged.entries.values():
-                account.take_in(entry)
-                self._charged_to[entry.row] = account.number
-            account.unprotected |= merged.unprotected
+            account.merge(merged)
+            self._charged_to |= dict.fromkeys(merged.entries, account.number)
             self._belong(merged.data, account.number, event.at)
         self._belong(event.fingerprints, account.number, event.at)
 
@@ -283,6 +295,8 @@ class Book:
         if entry.state != "reserved":
             raise ValueError(f"the charge of row {row} is {entry.state}")
         account.take_in(replace(entry, state=state, settled_at=at))
+        if self._only_open:
+            del account.entries[row], self._charged_to[row]
 
 
 def short(fingerprint: str) -> str:

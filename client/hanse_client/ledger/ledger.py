@@ -82,7 +82,7 @@ class Ledger:
                 opened.callback(os.close, hold(path.with_name(path.name + ".lock")))
             self._chain = Chain(path)
             opened.callback(self._chain.close)
-            self._book = book_of(self._chain.rows())
+            self._book = book_of(self._chain.rows(), only_open=True)
             self._opened = opened.pop_all()
 
     def anchor(self, trail: AuditTrail) -> None:
@@ -121,9 +121,9 @@ class Ledger:
     # --- what it says ---------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
-        """All charges, in their order."""
+        """All charges, in their order, read from the file."""
         with self._mutex:
-            return self._book.entries()
+            return book_of(self._chain.rows()).entries()
 
     def statement(self, fingerprint: str, budget: Budget) -> Statement:
         """What was spent on data, by the tightest accountant: this may take seconds."""

@@ -43,13 +43,16 @@ def read_ledger(path: Path) -> Book:
     return book_of(read_rows(path))
 
 
-def book_of(rows: Iterable[Row]) -> Book:
+def book_of(rows: Iterable[Row], *, only_open: bool = False) -> Book:
     """What rows come to.
+
+    Args:
+        only_open: as :class:`Book` has it.
 
     Raises:
         LedgerBrokenError: if one of them makes no sense.
     """
-    book = Book()
+    book = Book(only_open=only_open)
     for row in rows:
         book.apply(row.number, event_of(row))
     return book

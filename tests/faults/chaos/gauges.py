@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-WARM_ROUNDS = 150
-"""A fork makes its own copy of what it touches: so long its memory grows without a leak."""
+WARM_ROUNDS = 200
+"""Until then memory grows without a leak: libraries load, caches fill."""
 
 LEAST_SAMPLES = 20
-LEAST_ROUNDS = 200
+LEAST_ROUNDS = 300
 
 
 @dataclass(frozen=True)

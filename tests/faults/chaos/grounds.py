@@ -7,7 +7,6 @@ import subprocess
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from hanse_server.provisioning.federation import provision
@@ -146,12 +145,12 @@ class SmallDisk:
         kept.rename(self._folder)
 
 
-@cache
 def can_mount(folder: Path) -> bool:
     """Whether this machine allows small disks."""
     try:
         SmallDisk(folder / "try", 1).remove()
     except (OSError, subprocess.CalledProcessError):
         return False
-    shutil.rmtree(folder / "try")
+    finally:
+        shutil.rmtree(folder / "try", ignore_errors=True)
     return True

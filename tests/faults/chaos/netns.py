@@ -111,9 +111,14 @@ class Space:
 
 
 class Spaces:
-    """Namespaces for sites, as many as are asked for; none where the machine allows none."""
+    """Namespaces for sites, as many as are asked for; none where the machine allows none.
 
-    def __init__(self) -> None:
+    Args:
+        first: number of the first.
+    """
+
+    def __init__(self, *, first: int = 1) -> None:
+        self._first = first
         self._made: list[Space] = []
 
     def __enter__(self) -> Self:
@@ -129,13 +134,14 @@ class Spaces:
     ) -> None:
         for space in self._made:
             space.remove()
-        if abilities().spaces:
-            _do("ip", "addr", "del", f"{ADDRESS}/32", "dev", "lo")
+        if abilities().spaces:  # it may be gone with those of another series
+            address = ("ip", "addr", "del", f"{ADDRESS}/32", "dev", "lo")
+            subprocess.run(address, capture_output=True, check=False)
 
     def get(self, count: int) -> list[Space]:
         """So many, whole."""
         while len(self._made) < count:
-            space = Space(len(self._made) + 1)
+            space = Space(self._first + len(self._made))
             self._made.append(space)
             space.make()
         for space in self._made:

@@ -23,6 +23,7 @@ class Power:
         self._chance = random.Random(seed)
         self._files: dict[int, Stamp] = {}
         self._names: dict[int, set[str]] = {}
+        self._folder.mkdir(parents=True, exist_ok=True)
         for path in [self._folder, *self._folder.rglob("*")]:
             self._note(path.stat().st_ino, path)
 

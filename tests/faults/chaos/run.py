@@ -63,6 +63,7 @@ class Run:
         folder: made for it.
         spaces: a namespace for each site; none to let all live in the one.
         small: names of those whose files are on a small disk of their own.
+        fresh: names of those that are no forks; see :class:`Life`.
         defect: planted in all processes.
     """
 
@@ -76,6 +77,7 @@ class Run:
         seed: int = 0,
         spaces: Sequence[Space] = (),
         small: Sequence[str] = (),
+        fresh: Sequence[str] = (),
         defect: str = "",
     ) -> None:
         self.setting = setting
@@ -90,6 +92,7 @@ class Run:
         self._zygote = zygote
         self._federation = federation
         self._small = small
+        self._fresh = fresh
         self._defect = defect
         self._moves = 0
         self._opened = ExitStack()
@@ -183,6 +186,7 @@ class Run:
             "namespace": space.name if space else "",
             "clock": process.clock,
             "jump": self.jump,
+            "fresh": name in self._fresh,
             "seed": self.chance.getrandbits(32),
             "defect": self._defect,
         }

@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,28 +110,32 @@ class Series:
 
     Args:
         folder: to work in.
+        lane: a number of its own for each of those that run at the same time.
         defect: planted in every process of the runs, but not of the uninterrupted one.
         longest: seconds after which a run counts as one that hangs.
     """
 
-    def __init__(self, folder: Path, *, defect: str = "", longest: float = LONGEST_SECONDS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        lane: int = 0,
+        defect: str = "",
+        longest: float = LONGEST_SECONDS,
+    ) -> None:
         self._folder = folder
+        self._lane = lane
         self._defect = defect
         self._longest = longest
         self._uninterrupted: dict[str, dict[str, Tensor]] = {}
         self._opened = ExitStack()
-        self._runs = Counter[str]()
-        self._kinds = Counter[str]()
-        self._seconds = 0.0
-        self._rounds = 0
-        self.failed: list[int] = []
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._zygote = self._opened.enter_context(Zygote())
-        self._spaces = self._opened.enter_context(Spaces())
+        self._spaces = self._opened.enter_context(Spaces(first=1 + SITES * self._lane))
         self._federation = Federation(self._folder, SITES)
-        self._mounts = can_mount(self._folder)
+        self.mounts = can_mount(self._folder)
         return self
 
     def __exit__(
@@ -143,7 +148,7 @@ class Series:
 
     def run(self, seed: int) -> Outcome:
         """The run of a seed."""
-        return self.suffer(planned(seed, mounts=self._mounts))
+        return self.suffer(planned(seed, mounts=self.mounts))
 
     def suffer(self, plan: Plan) -> Outcome:
         """Run a plan, and judge it; its folder is kept if it failed."""
@@ -161,29 +166,12 @@ class Series:
                 why, evidence = str(failure), _evidence(run)
         if not why:
             shutil.rmtree(folder)
-        outcome = Outcome(
+        return Outcome(
             plan=plan,
             injected=tuple(injected),
             seconds=time.monotonic() - started,
             why=why,
             evidence=f"its folder: {folder}\n{evidence}",
-        )
-        self._note(outcome)
-        return outcome
-
-    def counts(self) -> str:
-        """The last line."""
-        able = abilities()
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self._kinds.most_common())
-        runs = ", ".join(f"{count} {name}" for name, count in sorted(self._runs.items()))
-        note = f" ({able.why_not})" if able.why_not else ""
-        failed = f" (seeds {', '.join(map(str, self.failed))})" if self.failed else ""
-        return (
-            f"chaos: {self._runs.total()} runs ({runs}), {self._rounds} rounds, "
-            f"{self._seconds:.0f} s; {self._kinds.total()} faults: {kinds}; namespaces: "
-            f"{'yes' if able.spaces else 'no'}, netem: {'yes' if able.netem else 'no'}, "
-            f"loss by filter: {'yes' if able.filters else 'no'}{note}, small disks: "
-            f"{'yes' if self._mounts else 'no'}; {len(self.failed)} failed{failed}"
         )
 
     def _undisturbed(self, setting: Setting) -> dict[str, Tensor]:
@@ -226,15 +214,6 @@ class Series:
         run.mend()
         run.stop(*run.sites)
 
-    def _note(self, outcome: Outcome) -> None:
-        plan = outcome.plan
-        self._runs[plan.setting.name] += 1
-        self._kinds.update(fault.kind for fault in outcome.injected)
-        self._seconds += outcome.seconds
-        self._rounds += plan.setting.rounds
-        if outcome.why:
-            self.failed.append(plan.seed)
-
 
 def _evidence(run: Run) -> str:
     """What a person who looks for the cause needs first."""
@@ -243,3 +222,25 @@ def _evidence(run: Run) -> str:
         lines = run.log(name).read_text().splitlines()[-LEFT_IN_A_LOG:]
         told += [f"  {name}, last: {line}" for line in lines]
     return "\n".join(told)
+
+
+def counts(outcomes: Sequence[Outcome], *, mounts: bool) -> str:
+    """What runs come to, in a line."""
+    able = abilities()
+    settings = Counter(outcome.plan.setting.name for outcome in outcomes)
+    kinds = Counter(fault.kind for outcome in outcomes for fault in outcome.injected)
+    failed = [outcome.plan.seed for outcome in outcomes if outcome.why]
+    can = {"namespaces": able.spaces, "netem": able.netem, "loss by filter": able.filters}
+    can["small disks"] = mounts
+    told = [
+        f"chaos: {len(outcomes)} runs ({_listed(settings)})",
+        f"{sum(outcome.plan.setting.rounds for outcome in outcomes)} rounds",
+        f"{kinds.total()} faults ({_listed(kinds)})",
+        ", ".join(f"{name}: {'yes' if there else 'no'}" for name, there in can.items()),
+        f"{len(failed)} failed{': seeds ' + ', '.join(map(str, failed)) if failed else ''}",
+    ]
+    return "; ".join(told)
+
+
+def _listed(counted: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counted.most_common())

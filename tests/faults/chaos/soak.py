@@ -2,8 +2,9 @@
 
     python -m tests.faults.chaos.soak --rounds 2000 --seed 1
 
-Eight sites train privately, so that their ledgers grow by a row or two a round. Two of them are
-never killed, and the server seldom: of those it can be told whether their memory grows.
+Eight sites train privately, so that their ledgers grow by two rows a round. Three of them are
+never killed, and the server seldom: of those it can be told whether their memory grows. They are
+no forks, so that all of their memory is their own.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from tests.faults.chaos.verdict import judge
 from tests.faults.chaos.zygote import Zygote
 
 SITES = 8
-SPARED = ("site-1", "site-2")
+SPARED = ("site-1", "site-2", "site-3")
 OF_SITES = ("killed", "stopped", "told_to_stop", "died_at_a_write")
 OF_LINKS = ("cut", "cut_in_transfer", "silent", "delayed", "trickling", "corrupted")
 BETWEEN_SECONDS = (2.0, 5.0)
 SAMPLE_SECONDS = 2.0
 LONGEST_ROUND_SECONDS = 120.0
-SERVER_LIVES = 4
-"""In how many lives the server leads the run; each but the last ends with kill -9."""
+SERVER_KILLED = (0.1, 0.2)
+"""After which parts of the run the server is killed."""
 
 MOST_SLOPE = 64.0
 """KiB of private memory per 100 rounds, at most."""
@@ -59,9 +60,7 @@ class Soak:
         self._injected: list[Fault] = []
         self._suffering = Suffering(run, (), self._injected)
         self._gauges = Gauges()
-        self._kills = [
-            run.setting.rounds * number // SERVER_LIVES for number in range(1, SERVER_LIVES)
-        ]
+        self._kills = [round(run.setting.rounds * part) for part in SERVER_KILLED]
 
     def lead(self) -> None:
         """From the first start to the last stop.
@@ -173,7 +172,8 @@ def main() -> None:
     )
     with Zygote() as zygote:
         federation = Federation(folder, SITES)
-        with Run(setting, federation, zygote, folder / "soak", seed=asked.seed) as run:
+        place, fresh = folder / "soak", (SERVER, *SPARED)
+        with Run(setting, federation, zygote, place, seed=asked.seed, fresh=fresh) as run:
             sys.exit(_soak(run, asked.seed))
 
 

@@ -52,6 +52,7 @@ def install(path: str) -> None:
         nonlocal now
         now = ""  # what is checked on made-up records is no drawing
         order = accept(self, message)
+        told.clear()
         now = message.metadata.message_id
         return order
 

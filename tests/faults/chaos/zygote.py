@@ -43,6 +43,8 @@ class Life:
         jump: seconds by which its clock jumps when it gets SIGUSR1.
         dies_at: the durable operation at which it kills itself, counted from 1; 0 for none.
         power: whether it then takes with it what was not fsynced.
+        fresh: whether it is a new interpreter and no fork: it takes seconds to start, and all
+            its memory is its own.
         seed: of what is left to chance in it.
         defect: name of a planted one; empty for none.
     """
@@ -57,6 +59,7 @@ class Life:
     jump: float = 0.0
     dies_at: int = 0
     power: bool = False
+    fresh: bool = False
     seed: int = 0
     defect: str = ""
 
@@ -154,10 +157,13 @@ def settle_in(life: Life) -> None:
 
 
 def main() -> None:
-    """Import what both sides need, then wait for the harness."""
+    """Import what both sides need, then wait for the harness, or lead the life that is told."""
     from tests.faults.chaos import interference
 
     interference.import_everything()
+    if len(sys.argv) > 1:  # a fresh interpreter of one life
+        lead(Life(**json.loads(sys.argv[1])))
+        return
     threads = os.listdir("/proc/self/task")  # noqa: PTH208
     if len(threads) > 1:
         raise RuntimeError(f"{len(threads)} threads run before the first fork")
@@ -165,9 +171,20 @@ def main() -> None:
     gc.freeze()
     for life in lives():
         settle_in(life)
-        interference.prepare(life)
-        sys.argv = ["hanse", *life.arguments]
-        interference.command()
+        if life.fresh:
+            told = json.dumps(asdict(life) | {"fresh": False})
+            command = [sys.executable, "-m", "tests.faults.chaos.zygote", told]
+            os.execv(sys.executable, command)  # noqa: S606 - the fork's own arguments
+        lead(life)
+
+
+def lead(life: Life) -> None:
+    """Be the command ``hanse``."""
+    from tests.faults.chaos import interference
+
+    interference.prepare(life)
+    sys.argv = ["hanse", *life.arguments]
+    interference.command()
 
 
 if __name__ == "__main__":
