@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.chaos import soak
 from tests.faults.chaos.faults import KINDS, Fault
 from tests.faults.chaos.gauges import Course
+from tests.faults.chaos.grounds import Setting
 from tests.faults.chaos.run import SERVER
 from tests.faults.chaos.series import SETTINGS, Plan, Series, planned
 
@@ -76,15 +78,15 @@ def at(round_: int, kind: str, victim: str, amount: float = 0.5) -> Fault:
     ],
 )
 def test_a_planted_defect_is_found(
-    tmp_path: Path, defect: str, setting: object, faults: list[Fault], told: str
+    tmp_path: Path, defect: str, setting: Setting, faults: list[Fault], told: str
 ) -> None:
     plan = Plan(seed=1, setting=setting, faults=tuple(faults), small=(), spaces=False)
     with Series(tmp_path, defect=defect) as series:
         assert told in series.suffer(plan).why
 
 
-def course(**changes: object) -> Course:
-    settings = {
+def course(**changes: Any) -> Course:
+    settings: dict[str, Any] = {
         "name": SERVER,
         "pid": 1,
         "samples": 100,
@@ -107,7 +109,7 @@ def course(**changes: object) -> Course:
         ({"threads": (10, 11 + soak.MOST_THREADS_MORE)}, "threads"),
     ],
 )
-def test_the_soak_tells_what_grows(changes: dict[str, object], told: str) -> None:
+def test_the_soak_tells_what_grows(changes: dict[str, Any], told: str) -> None:
     assert soak.grown([course()], [0.1] * 10) == []
     [found] = soak.grown([course(), course(**changes)], [0.1] * 10)
     assert told in found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -171,8 +172,7 @@ def abilities() -> Abilities:
     return Abilities(True, netem, filters, "" if netem else "the kernel has no netem")
 
 
-def _can(act: object) -> bool:
-    assert callable(act)
+def _can(act: Callable[[], None]) -> bool:
     try:
         act()
     except subprocess.CalledProcessError:

@@ -159,6 +159,38 @@ def test_a_reservation_takes_milliseconds_also_after_many_rounds(ledger: Ledger)
     assert (time.monotonic() - started) / 50 < 0.1
 
 
+def test_a_settled_charge_takes_no_memory_and_counts_as_before(ledger: Ledger, path: Path) -> None:
+    """Weeks of rounds: what counts is kept in memory, each charge in the file."""
+    large = Budget(epsilon=1000.0)
+    settled = [reserve(ledger, f"m{number}", budget=large) for number in range(20)]
+    for number, reservation in enumerate(settled):
+        ledger.release(reservation) if number % 4 else ledger.take_back(reservation)
+    reserve(ledger, "open", budget=large)
+    (account,) = ledger._book.accounts()
+    assert [entry.instruction.message_id for entry in account.entries.values()] == ["open"]
+    assert len(ledger._book._charged_to) == 1
+    assert len(ledger.entries()) == 21
+    assert ledger.entries() == read_ledger(path).entries()
+    assert ledger.statement(DATA, large) == read_ledger(path).statement(DATA, large)
+    assert ledger.statement(DATA, large).rounds == 16
+
+
+def test_settled_charges_of_adopted_data_count_for_who_adopts_it(path: Path) -> None:
+    large, others = Budget(epsilon=1000.0), ("c" * 64,)
+    with Ledger(path) as ledger:
+        ledger.release(reserve(ledger, "m1", budget=large))
+        ledger.adopt(others, None)
+        ledger.release(reserve(ledger, "m2", data=others, budget=large))
+        ledger.note_unprotected(others, instruction("m3"))
+        open_ = reserve(ledger, "m4", data=others, budget=large)
+        ledger.adopt(others, 1)
+        ledger.release(open_)
+        stated = ledger.statement(DATA, large)
+        assert (stated.rounds, stated.unprotected) == (3, 1)
+        assert stated == read_ledger(path).statement(DATA, large)
+        assert ledger.statement(others[0], large) == stated
+
+
 # --- messages that come again ---------------------------------------------------------------
 
 
