@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from tests.faults.chaos.run import SERVER
 from tests.faults.chaos.series import SETTINGS, Plan, Series, planned
 
 PLAIN, PRIVATE = SETTINGS[:2]
-SEEDS = (2, 5, 7)
+HUGE = Setting(name="huge", sites=3, rounds=2, private=False, width=150_000)
+SEEDS = (5, 7)
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +47,24 @@ def at(round_: int, kind: str, victim: str, amount: float = 0.5) -> Fault:
     return Fault(kind=kind, victim=victim, round=round_, wait=0.0, seconds=0.1, amount=amount)
 
 
+CUTS = [at(number, "cut_in_transfer", f"site-{number}", 0.801) for number in (1, 2)]
+
+
+@pytest.mark.slow
+def test_an_update_of_megabytes_goes_on_where_it_was_cut_off(series: Series) -> None:
+    outcome = series.suffer(Plan(seed=0, setting=HUGE, faults=tuple(CUTS), small=(), spaces=False))
+    assert outcome.why == "", str(outcome)
+    assert len(outcome.injected) == len(CUTS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("defect", "setting", "faults", "told"),
     [
         (
-            "ids_are_random",
-            PRIVATE,
-            [at(number, "killed_while_checkpointing", SERVER) for number in (3, 9)],
-            "came as 2 messages",
-        ),
-        (
             "checkpoints_are_not_synced",
             PLAIN,
-            [at(number, "power_cut", SERVER, number / 100) for number in range(30, 36)],
+            [at(5, "power_cut", SERVER, 0.4), at(25, "power_cut", SERVER, 0.6)],
             "server ended by itself with 14",
         ),
         (
@@ -69,20 +73,14 @@ def at(round_: int, kind: str, victim: str, amount: float = 0.5) -> Fault:
             [at(3, "killed", "site-1")],
             "cost 1 charges, 0 are counted",
         ),
-        (
-            "strategy_is_not_restored",
-            PLAIN,
-            [at(20, "killed", SERVER)],
-            "not that of the uninterrupted run",
-        ),
+        ("transfers_begin_anew", HUGE, CUTS, "bytes came up, with 2 cuts"),
     ],
 )
 def test_a_planted_defect_is_found(
-    tmp_path: Path, defect: str, setting: Setting, faults: list[Fault], told: str
+    series: Series, defect: str, setting: Setting, faults: list[Fault], told: str
 ) -> None:
     plan = Plan(seed=1, setting=setting, faults=tuple(faults), small=(), spaces=False)
-    with Series(tmp_path, defect=defect) as series:
-        assert told in series.suffer(plan).why
+    assert told in series.suffer(plan, defect=defect).why
 
 
 def course(**changes: Any) -> Course:

@@ -66,16 +66,16 @@ def chaos(seeds: Iterable[int], jobs: int, folder: Path) -> int:
 def plant(defects: list[str], first: int, folder: Path) -> int:
     """Which seed finds each defect, and by what; how many none finds."""
     missed = 0
-    for defect in defects:
-        with Series(folder / defect, defect=defect, longest=45.0) as series:
-            for seed in range(first, first + MOST_TRIES):
-                outcome = series.run(seed)
+    with Series(folder, longest=60.0) as series:
+        for defect in defects:
+            for tries in range(1, MOST_TRIES + 1):
+                outcome = series.run(first + tries - 1, defect=defect)
                 if outcome.why:
                     break
-        missed += not outcome.why
-        told = outcome.why.splitlines()[0] if outcome.why else "NOT FOUND"
-        tries = seed - first + 1
-        print(f"{defect}: {told} (run {tries}: {' '.join(map(str, outcome.injected))})", flush=True)
+            missed += not outcome.why
+            told = outcome.why.splitlines()[0] if outcome.why else "NOT FOUND"
+            suffered = " ".join(map(str, outcome.injected))
+            print(f"{defect}: {told} (run {tries}: {suffered})", flush=True)
     return missed
 
 

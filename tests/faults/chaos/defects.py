@@ -15,6 +15,7 @@ from typing import Any
 
 from hanse.durable import sync_folder
 from hanse.wire import hanse_pb2 as pb
+from hanse.wire.assembler import Assembler
 from hanse_client import audit
 from hanse_client.ledger import Ledger
 from hanse_client.link.stream import Stream
@@ -154,6 +155,11 @@ def settled_without_being_asked() -> None:
     _set(Stream, "on_frame", forgetful)
 
 
+def transfers_begin_anew() -> None:
+    """What was cut off is sent again from its first byte."""
+    _set(Assembler, "take_up", lambda *_: False)
+
+
 DEFECTS: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
@@ -170,6 +176,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
         checkpoint_of_every_other_round,
         replies_are_not_announced_again,
         settled_without_being_asked,
+        transfers_begin_anew,
     )
 }
 

@@ -99,7 +99,7 @@ def _dying(run: Run, fault: Fault, *, power: bool) -> Acting:
     process = run.processes[fault.victim]
     process.expected.add(-signal.SIGKILL)
     ended = len(process.ended)
-    last = 60 if fault.victim == SERVER else 40
+    last = 120 if fault.victim == SERVER else 60
     run.start(fault.victim, dies_at=1 + round(last * fault.amount), power=power)
     while len(process.ended) == ended:
         yield SOON

@@ -22,7 +22,7 @@ class Setting:
     """What a federation in chaos runs.
 
     Attributes:
-        width: of the model; 2 is 52 bytes, 200,000 are 4.8 megabytes.
+        width: of the model; 2 is 52 bytes, 100,000 are 2.4 megabytes.
         quorum: of the job; all sites unless said otherwise.
         every: how often the sites judge the model, in rounds.
     """
@@ -40,6 +40,11 @@ class Setting:
     def names(self) -> tuple[str, ...]:
         """Of the sites."""
         return tuple(f"site-{number}" for number in range(1, self.sites + 1))
+
+    @property
+    def model_bytes(self) -> int:
+        """Of the weights, and so of an update."""
+        return 4 * (6 * self.width + 1)
 
     @property
     def job(self) -> str:

@@ -124,6 +124,7 @@ class Spaces:
 
     def __enter__(self) -> Self:
         if abilities().spaces:
+            _sweep()
             _do("ip", "addr", "replace", f"{ADDRESS}/32", "dev", "lo")
         return self
 
@@ -170,6 +171,13 @@ def abilities() -> Abilities:
     finally:
         space.remove()
     return Abilities(True, netem, filters, "" if netem else "the kernel has no netem")
+
+
+def _sweep() -> None:
+    """Take away what a harness left that was killed."""
+    for path in Path("/run/netns").glob("hanse-*-*"):
+        if not Path("/proc", path.name.split("-")[1]).exists():
+            subprocess.run(["ip", "netns", "del", path.name], capture_output=True, check=False)
 
 
 def _can(act: Callable[[], None]) -> bool:

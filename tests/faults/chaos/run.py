@@ -43,6 +43,7 @@ class Process:
         pid: None while it does not run.
         expected: exit codes with which it may end now.
         clock: seconds by which its machine's clock is wrong.
+        lives: how often it was started.
         deaths: how often it was killed, or killed itself.
         ended: exit codes that it ended with by itself.
         again_at: when it is started again after it has ended by itself.
@@ -51,6 +52,7 @@ class Process:
     pid: int | None = None
     expected: set[int] = field(default_factory=set)
     clock: float = 0.0
+    lives: int = 0
     deaths: int = 0
     ended: list[int] = field(default_factory=list)
     again_at: float = math.inf
@@ -191,6 +193,7 @@ class Run:
             "defect": self._defect,
         }
         process.pid = self._zygote.start(Life(**settings | life))
+        process.lives += 1
 
     def kill(self, name: str) -> None:
         """kill -9."""

@@ -111,7 +111,6 @@ class Series:
     Args:
         folder: to work in.
         lane: a number of its own for each of those that run at the same time.
-        defect: planted in every process of the runs, but not of the uninterrupted one.
         longest: seconds after which a run counts as one that hangs.
     """
 
@@ -120,12 +119,10 @@ class Series:
         folder: Path,
         *,
         lane: int = 0,
-        defect: str = "",
         longest: float = LONGEST_SECONDS,
     ) -> None:
         self._folder = folder
         self._lane = lane
-        self._defect = defect
         self._longest = longest
         self._uninterrupted: dict[str, dict[str, Tensor]] = {}
         self._opened = ExitStack()
@@ -146,19 +143,23 @@ class Series:
     ) -> None:
         self._opened.close()
 
-    def run(self, seed: int) -> Outcome:
+    def run(self, seed: int, *, defect: str = "") -> Outcome:
         """The run of a seed."""
-        return self.suffer(planned(seed, mounts=self.mounts))
+        return self.suffer(planned(seed, mounts=self.mounts), defect=defect)
 
-    def suffer(self, plan: Plan) -> Outcome:
-        """Run a plan, and judge it; its folder is kept if it failed."""
+    def suffer(self, plan: Plan, *, defect: str = "") -> Outcome:
+        """Run a plan, and judge it; its folder is kept if it failed.
+
+        Args:
+            defect: planted in every process of the run, but not of the uninterrupted one.
+        """
         expected = None if plan.setting.private else self._undisturbed(plan.setting)
         folder = self._folder / f"run-{plan.seed}"
         shutil.rmtree(folder, ignore_errors=True)
         started = time.monotonic()
         injected: list[Fault] = []
         why = evidence = ""
-        with self._made(plan, folder, self._defect) as run:
+        with self._made(plan, folder, defect) as run:
             try:
                 self._lead(run, plan, injected)
                 judge(run, expected)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hanse.wire.message import CHUNK_BYTES
 from hanse_client.audit import read_chained
 from hanse_client.ledger import Entry, read_ledger, verify
 from hanse_client.outbox import Outbox
@@ -23,6 +24,7 @@ from tests.faults.chaos.witness import Truth, told
 verify.epsilon = cache(verify.epsilon)
 
 DELTA = 1e-5
+LARGE = 1000
 MOST_HELD = 4
 
 
@@ -48,6 +50,7 @@ def judge(run: Run, uninterrupted: dict[str, Tensor] | None) -> None:
     _rounds(run, history)
     if uninterrupted is not None:
         _model(model_of(run), uninterrupted)
+    _transfers(run, history)
     for site in run.sites:
         _books(run, site, history)
     name = run.chance.choice(list(run.sites))
@@ -66,6 +69,18 @@ def _rounds(run: Run, history: list[dict[str, Any]]) -> None:
         outcomes = {name: site["outcome"] for name, site in line["sites"].items()}
         if outcomes != dict.fromkeys(run.setting.names, "result"):
             raise FailedRunError(f"round {line['round']} went otherwise: {outcomes}")
+
+
+def _transfers(run: Run, history: list[dict[str, Any]]) -> None:
+    """After a cut an update goes on from the last whole chunk; a process that died knows none."""
+    setting = run.setting
+    if setting.width < LARGE or any(each.lives > 1 for each in run.processes.values()):
+        return
+    cuts = sum(run.link(site).cuts for site in run.sites)
+    came = sum(line["bytes_up"] for line in history)
+    most = setting.rounds * setting.sites * 1.01 * setting.model_bytes + cuts * 1.1 * CHUNK_BYTES
+    if came > most:
+        raise FailedRunError(f"{came} bytes came up, with {cuts} cuts at most {most:.0f} should")
 
 
 def _model(model: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
