@@ -53,6 +53,7 @@ def judge(run: Run, uninterrupted: dict[str, Tensor] | None) -> None:
     _transfers(run, history)
     for site in run.sites:
         _books(run, site, history)
+    _trails(run)
     name = run.chance.choice(list(run.sites))
     command = run.chance.choice(("audit", "ledger"))
     run.hanse("client", command, str(run.sites[name] / "site.toml"), "--verify")
@@ -94,10 +95,20 @@ def _model(model: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
             )
 
 
+def _trails(run: Run) -> None:
+    """The server's trail agrees with what the run left, and with the trail of each site."""
+    against = [word for site in run.sites.values() for word in ("--against", str(_trail(site)))]
+    run.hanse("server", "audit", "--workspace", str(run.workspace), *against)
+
+
+def _trail(site: Path) -> Path:
+    return site / "state" / "audit.jsonl"
+
+
 def _books(run: Run, site: str, history: list[dict[str, Any]]) -> None:
     """Ledger, audit trail and outbox of a site, against each other and against the witness."""
     state = run.sites[site] / "state"
-    trail, ledger = state / "audit.jsonl", state / "ledger.sqlite"
+    trail, ledger = _trail(run.sites[site]), state / "ledger.sqlite"
     verify.verify_ledger(ledger, trail, DELTA)
     released = Counter(line["id"] for line in read_chained(trail) if line["event"] == "released")
     truth = told(run.witness(site))
