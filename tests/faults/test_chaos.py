@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.faults.chaos import soak
-from tests.faults.chaos.faults import KINDS, Fault
+from tests.faults.chaos.fault import Fault
 from tests.faults.chaos.gauges import Course
 from tests.faults.chaos.grounds import Setting
-from tests.faults.chaos.run import SERVER
+from tests.faults.chaos.kinds import KINDS
+from tests.faults.chaos.process import SERVER
 from tests.faults.chaos.series import SETTINGS, Plan, Series, planned
 
 PLAIN, PRIVATE = SETTINGS[:2]

@@ -1,11 +1,8 @@
-"""The faults: each acts on a run, waits by yielding seconds, and mends what it broke."""
+"""Faults of processes, clocks and disks: each acts on a run, and mends what it broke."""
 
 from __future__ import annotations
 
-import random
 import signal
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
 
 from hanse.errors import (
     CertificateExpiredError,
@@ -15,42 +12,11 @@ from hanse.errors import (
     WorkspaceError,
 )
 
-from tests.faults.chaos.links import PIECE, Way
-from tests.faults.chaos.netns import abilities
-from tests.faults.chaos.run import SERVER, Run
-
-Acting = Generator[float, None, None]
-SOON = 0.001
-"""Yielded by a fault that still waits for its moment: seconds between two looks."""
+from tests.faults.chaos.fault import SOON, Acting, Fault
+from tests.faults.chaos.process import SERVER
+from tests.faults.chaos.run import Run
 
 FULL = {WorkspaceError.exit_code, LedgerError.exit_code, OutboxError.exit_code}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What is to happen.
-
-    Attributes:
-        kind: name of it in :data:`KINDS`.
-        victim: the server, or a site.
-        round: it begins once this round is under way.
-        wait: seconds from then on.
-        seconds: how long it lasts.
-        amount: what more there is to choose, in [0, 1).
-    """
-
-    kind: str
-    victim: str
-    round: int
-    wait: float
-    seconds: float
-    amount: float
-
-    def __str__(self) -> str:
-        return f"{self.kind}({self.victim})@{self.round}"
-
-
-# --- processes ------------------------------------------------------------------------------
 
 
 def killed(run: Run, fault: Fault) -> Acting:
@@ -173,142 +139,3 @@ def disk_full(run: Run, fault: Fault) -> Acting:
     disk.free()
     yield 0.2
     run.start(fault.victim)
-
-
-# --- links ----------------------------------------------------------------------------------
-
-
-def cut(run: Run, fault: Fault) -> Acting:
-    """Every connection of the site is reset."""
-    run.link(fault.victim).cut()
-    yield fault.seconds
-
-
-def cut_in_transfer(run: Run, fault: Fault) -> Acting:
-    """The connection is reset in the middle of an update or of a model."""
-    link = run.link(fault.victim)
-    way = _way(fault)
-    before = link.cuts
-    link.cut_at[way] = link.passed[way] + round(24 * run.setting.width * fault.amount) + 200
-    while link.cuts == before:
-        yield SOON
-
-
-def silent(run: Run, fault: Fault) -> Acting:
-    """Nothing comes through for a while, in one way or both, and nothing is closed."""
-    link = run.link(fault.victim)
-    both: frozenset[Way] = frozenset(("up", "down"))
-    link.silent = both if fault.amount < 0.5 else frozenset((_way(fault),))
-    yield fault.seconds
-    link.silent = frozenset()
-
-
-def delayed(run: Run, fault: Fault) -> Acting:
-    """Each piece comes up to a tenth of a second late."""
-    link = run.link(fault.victim)
-    link.delay = 0.1 * fault.amount
-    yield fault.seconds
-    link.delay = 0.0
-
-
-def trickling(run: Run, fault: Fault) -> Acting:
-    """A few bytes at a time come through."""
-    link = run.link(fault.victim)
-    large = run.setting.width > 1000
-    link.piece, link.delay = (4096, 0.004) if large else (16 + round(100 * fault.amount), 0.01)
-    yield fault.seconds
-    link.piece, link.delay = PIECE, 0.0
-
-
-def corrupted(run: Run, fault: Fault) -> Acting:
-    """One bit is turned over on the way."""
-    link = run.link(fault.victim)
-    way = _way(fault)
-    link.corrupt_at[way] = link.passed[way] + round(20_000 * fault.amount)
-    while way in link.corrupt_at:
-        yield SOON
-
-
-def _way(fault: Fault) -> Way:
-    return "up" if int(fault.amount * 1000) % 2 else "down"
-
-
-# --- networks -------------------------------------------------------------------------------
-
-
-def partitioned(run: Run, fault: Fault) -> Acting:
-    """The link of the site's network namespace is down for a while."""
-    space = run.spaces[fault.victim]
-    space.part()
-    yield fault.seconds
-    space.join()
-
-
-def lossy(run: Run, fault: Fault) -> Acting:
-    """Packets are lost by chance, both ways."""
-    space = run.spaces[fault.victim]
-    space.lose(round(2 + 18 * fault.amount, 1), abilities())
-    yield fault.seconds
-    space.mend()
-
-
-def slow_network(run: Run, fault: Fault) -> Acting:
-    """The link lets few kilobits through in a second, and drops what queues up."""
-    space = run.spaces[fault.victim]
-    large = run.setting.width > 1000
-    space.slow_down(20_000 if large else 200 + round(1000 * fault.amount))
-    yield fault.seconds
-    space.mend()
-
-
-# --- which of them --------------------------------------------------------------------------
-
-PROCESSES: dict[str, Callable[[Run, Fault], Acting]] = {
-    each.__name__: each
-    for each in (
-        killed,
-        killed_while_uploading,
-        killed_while_checkpointing,
-        killed_at_connecting,
-        died_at_a_write,
-        power_cut,
-        stopped,
-        told_to_stop,
-        moved,
-        clock_jumped,
-    )
-}
-DISKS = {disk_full.__name__: disk_full}
-LINKS: dict[str, Callable[[Run, Fault], Acting]] = {
-    each.__name__: each for each in (cut, cut_in_transfer, silent, delayed, trickling, corrupted)
-}
-NETWORKS: dict[str, Callable[[Run, Fault], Acting]] = {
-    each.__name__: each for each in (partitioned, lossy, slow_network)
-}
-KINDS = PROCESSES | DISKS | LINKS | NETWORKS
-ONLY_SITES = {killed_at_connecting.__name__, *LINKS, *NETWORKS}
-ONLY_SERVER = {killed_while_checkpointing.__name__}
-
-
-def drawn(
-    chance: random.Random, kinds: list[str], sites: tuple[str, ...], rounds: int, count: int
-) -> list[Fault]:
-    """Faults, by chance; the earliest first."""
-    faults = []
-    for _ in range(count):
-        kind = chance.choice(kinds)
-        victim = chance.choice((SERVER, *sites))
-        if kind in ONLY_SITES and victim == SERVER:
-            victim = chance.choice(sites)
-        if kind in ONLY_SERVER:
-            victim = SERVER
-        fault = Fault(
-            kind=kind,
-            victim=victim,
-            round=chance.randint(0, max(1, rounds * 3 // 4)),
-            wait=chance.uniform(0.0, 0.2),
-            seconds=chance.choice((chance.uniform(0.0, 0.5), chance.uniform(0.5, 5.0))),
-            amount=chance.random(),
-        )
-        faults.append(fault)
-    return sorted(faults, key=lambda each: (each.round, each.wait))

@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,39 +22,11 @@ from hanse_server.workspace import read_history
 from tests.faults.chaos.grounds import Federation, Setting, SmallDisk
 from tests.faults.chaos.links import Link, Links
 from tests.faults.chaos.netns import ADDRESS, Space
+from tests.faults.chaos.process import SERVER, STOPPED, FailedRunError, Process
 from tests.faults.chaos.zygote import Life, Zygote
 
-SERVER = "server"
-STOPPED = 130
 BUDGET = 1000.0
 AGAIN_SECONDS = 0.5
-
-
-class FailedRunError(Exception):
-    """What must hold does not."""
-
-
-@dataclass
-class Process:
-    """A process of the run, dead or alive.
-
-    Attributes:
-        pid: None while it does not run.
-        expected: exit codes with which it may end now.
-        clock: seconds by which its machine's clock is wrong.
-        lives: how often it was started.
-        deaths: how often it was killed, or killed itself.
-        ended: exit codes that it ended with by itself.
-        again_at: when it is started again after it has ended by itself.
-    """
-
-    pid: int | None = None
-    expected: set[int] = field(default_factory=set)
-    clock: float = 0.0
-    lives: int = 0
-    deaths: int = 0
-    ended: list[int] = field(default_factory=list)
-    again_at: float = math.inf
 
 
 class Run:

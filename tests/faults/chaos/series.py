@@ -16,11 +16,13 @@ from typing import Self
 from hanse.errors import HanseError
 from torch import Tensor
 
-from tests.faults.chaos import faults
-from tests.faults.chaos.faults import DISKS, LINKS, NETWORKS, PROCESSES, Fault
+from tests.faults.chaos.fault import Fault
 from tests.faults.chaos.grounds import Federation, Setting, can_mount
+from tests.faults.chaos.kinds import DISKS, LINKS, NETWORKS, PROCESSES
+from tests.faults.chaos.kinds import drawn as drawn_faults
 from tests.faults.chaos.netns import Spaces, abilities
-from tests.faults.chaos.run import SERVER, FailedRunError, Run
+from tests.faults.chaos.process import SERVER, FailedRunError
+from tests.faults.chaos.run import Run
 from tests.faults.chaos.suffering import Suffering
 from tests.faults.chaos.verdict import judge, model_of
 from tests.faults.chaos.zygote import Zygote
@@ -91,14 +93,14 @@ def planned(seed: int, *, mounts: bool) -> Plan:
     kinds = [*PROCESSES, *LINKS, *(NETWORKS if spaces else ())]
     if spaces and not (abilities().netem or abilities().filters):
         kinds = [kind for kind in kinds if kind not in ("lossy", "slow_network")]
-    drawn = faults.drawn(chance, kinds, setting.names, setting.rounds, chance.randint(4, 7))
+    drawn = drawn_faults(chance, kinds, setting.names, setting.rounds, chance.randint(4, 7))
     small: tuple[str, ...] = ()
     if mounts and chance.random() < 0.3:
         # A site that refuses for want of room costs its round the quorum: where noise is in the
         # model anyway, that can be.
         victim = chance.choice((SERVER, *setting.names)) if setting.private else SERVER
         small = (victim,)
-        [full] = faults.drawn(chance, list(DISKS), (victim,), setting.rounds, 1)
+        [full] = drawn_faults(chance, list(DISKS), (victim,), setting.rounds, 1)
         kept = [each for each in drawn if each.kind != "moved" or each.victim != victim]
         full = Fault(**(vars(full) | {"victim": victim}))
         drawn = sorted([*kept, full], key=lambda each: (each.round, each.wait))

@@ -21,10 +21,11 @@ from statistics import median
 from hanse.errors import HanseError
 from hanse_server.workspace import read_history
 
-from tests.faults.chaos.faults import Fault
+from tests.faults.chaos.fault import Fault
 from tests.faults.chaos.gauges import HEADING, Course, Gauges
 from tests.faults.chaos.grounds import Federation, Setting
-from tests.faults.chaos.run import SERVER, FailedRunError, Run
+from tests.faults.chaos.process import SERVER, FailedRunError
+from tests.faults.chaos.run import Run
 from tests.faults.chaos.suffering import Suffering
 from tests.faults.chaos.verdict import judge
 from tests.faults.chaos.zygote import Zygote

@@ -6,7 +6,8 @@ import heapq
 import time
 from collections.abc import Iterable
 
-from tests.faults.chaos.faults import KINDS, SOON, Acting, Fault
+from tests.faults.chaos.fault import SOON, Acting, Fault
+from tests.faults.chaos.kinds import KINDS
 from tests.faults.chaos.run import Run
 
 

@@ -18,7 +18,8 @@ from hanse_server.checkpoint import load_last, load_model
 from hanse_server.workspace import read_history
 from torch import Tensor
 
-from tests.faults.chaos.run import FailedRunError, Run
+from tests.faults.chaos.process import FailedRunError
+from tests.faults.chaos.run import Run
 from tests.faults.chaos.witness import Truth, told
 
 # Runs of one setting come to the same few charges: each is accounted for once.
