@@ -34,6 +34,10 @@ class State(StrEnum):
     SETTLED = "settled"
 
 
+_OPEN = tuple(state for state in State if state is not State.SETTLED)
+_UNSETTLED = "SELECT * FROM instruction WHERE state IN (?, ?, ?) ORDER BY since, id"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """An instruction in the journal.
@@ -65,11 +69,14 @@ class Journal:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA cache_size = -256")  # KiB; else the whole file, up to 2 MiB
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS instruction (id TEXT PRIMARY KEY, run_id TEXT NOT NULL,"
                 " site TEXT NOT NULL, message_type TEXT NOT NULL, group_id TEXT NOT NULL,"
                 " state TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID"
             )
+            # What is settled is kept for days: neither a round nor a start may look through it.
+            self._db.execute("CREATE INDEX IF NOT EXISTS by_state ON instruction (state, since)")
 
     def owe(self, entries: Iterable[Entry]) -> None:
         """Note durably that these are owed a reply, whatever was known of them before."""
@@ -94,8 +101,7 @@ class Journal:
         """Settle all that is not in ``keep``, and return what was not settled before."""
         now = time.time()
         with self._transaction() as db:
-            query = "SELECT * FROM instruction WHERE state != ?"
-            rows = [row for row in db.execute(query, (State.SETTLED,)) if row[0] not in keep]
+            rows = [row for row in db.execute(_UNSETTLED, _OPEN) if row[0] not in keep]
             db.executemany(
                 "UPDATE instruction SET state = ?, since = ? WHERE id = ?",
                 [(State.SETTLED, now, row[0]) for row in rows],
@@ -122,9 +128,8 @@ class Journal:
 
     def unsettled(self) -> list[Entry]:
         """All that is not settled, the oldest first."""
-        query = "SELECT * FROM instruction WHERE state != ? ORDER BY since, id"
         with self._lock, self._errors():
-            return [_entry(row) for row in self._db.execute(query, (State.SETTLED,))]
+            return [_entry(row) for row in self._db.execute(_UNSETTLED, _OPEN)]
 
     def close(self) -> None:
         """Close the file."""

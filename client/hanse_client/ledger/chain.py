@@ -100,6 +100,7 @@ class Chain:
             if create:
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute("PRAGMA cache_size = -256")  # KiB; rows are only added
                 if self._version() == 0:
                     self._database.executescript(_SCHEMA)
             if self._version() == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,17 +68,25 @@ HEADING = (
 
 
 class Gauges:
-    """Samples of all lives, by process."""
+    """Samples of all lives, by process.
 
-    def __init__(self) -> None:
+    Args:
+        file: in which all of them are kept.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
         self._samples: dict[tuple[str, int], list[Sample]] = defaultdict(list)
 
     def look(self, name: str, pid: int, round_: int) -> None:
         """Take a sample, if the process is still there."""
         try:
-            self._samples[name, pid].append(_sample(pid, round_))
+            sample = _sample(pid, round_)
         except (FileNotFoundError, ProcessLookupError):
             return
+        self._samples[name, pid].append(sample)
+        with self._file.open("a") as file:
+            file.write(",".join(map(str, (name, pid, *astuple(sample)))) + "\n")
 
     def courses(self) -> list[Course]:
         """Of the processes that lived long enough to tell."""

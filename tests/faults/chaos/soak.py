@@ -60,7 +60,7 @@ class Soak:
         self._chance = random.Random(seed)
         self._injected: list[Fault] = []
         self._suffering = Suffering(run, (), self._injected)
-        self._gauges = Gauges()
+        self._gauges = Gauges(run.folder / "gauges.csv")
         self._kills = [round(run.setting.rounds * part) for part in SERVER_KILLED]
 
     def lead(self) -> None:
@@ -81,7 +81,7 @@ class Soak:
             if now >= fault_at:
                 fault_at = now + self._chance.uniform(*BETWEEN_SECONDS)
                 self._suffering.begin(self._drawn(last))
-            if now >= sample_at:
+            if now >= sample_at and last < run.setting.rounds:  # the end accounts for all of it
                 sample_at = now + SAMPLE_SECONDS
                 self._look(last)
             if run.round() > last:

@@ -35,6 +35,31 @@ def test_what_is_owed_outlives_the_process(path: Path) -> None:
     after.close()
 
 
+def test_a_round_costs_the_same_however_many_were_settled_before_it(path: Path) -> None:
+    journal = Journal(path)
+    few = steps_of_a_round(journal, "few")
+    journal.owe(entry(f"settled {number}") for number in range(20_000))
+    journal.settle()
+    assert steps_of_a_round(journal, "many") < 2 * few + 5
+    journal.close()
+
+
+def steps_of_a_round(journal: Journal, name: str) -> int:
+    """In hundreds of instructions of SQLite's machine."""
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    journal.owe([entry(name)])
+    journal._db.set_progress_handler(step, 100)
+    assert [each.instruction for each in journal.unsettled()] == [name]
+    assert [each.instruction for each in journal.settle()] == [name]
+    journal._db.set_progress_handler(None, 100)
+    return count
+
+
 def test_what_is_not_known_counts_as_settled(path: Path) -> None:
     journal = Journal(path)
     assert journal.state("never seen") is State.SETTLED
