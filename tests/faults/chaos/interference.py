@@ -26,6 +26,7 @@ MODULES = (
     "hanse_client.books",
     "hanse_client.cli",
     "hanse_client.serve",
+    "hanse_server.audit.view",
     "hanse_server.cli",
     "hanse_server.serve",
     "hanse_server.views",
