@@ -103,13 +103,13 @@ def course(**changes: Any) -> Course:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"slope": soak.MOST_SLOPE + 1}, "memory"),
+        ({"slope": soak.MOST_SLOPE + 1, "rounds": 1800}, "memory"),
         ({"descriptors": (20, 21 + soak.MOST_MORE)}, "descriptors"),
         ({"threads": (10, 11 + soak.MOST_THREADS_MORE)}, "threads"),
     ],
 )
 def test_the_soak_tells_what_grows(changes: dict[str, Any], told: str) -> None:
-    assert soak.grown([course()], [0.1] * 10) == []
+    assert soak.grown([course(), course(slope=200.0, rounds=400)], [0.1] * 10) == []
     [found] = soak.grown([course(), course(**changes)], [0.1] * 10)
     assert told in found
 

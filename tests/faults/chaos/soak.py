@@ -41,7 +41,10 @@ SERVER_KILLED = (0.1, 0.2)
 """After which parts of the run the server is killed."""
 
 MOST_SLOPE = 64.0
-"""KiB of private memory per 100 rounds, at most."""
+"""KiB of private memory per 100 rounds, at most..."""
+
+BREATH = 1024.0
+"""...unless the line rises by less than this over a life: a heap comes and goes by as much."""
 
 MOST_MORE = 24
 """Descriptors that a process may have more at its most than at its least: streams and files open
@@ -142,7 +145,7 @@ def grown(courses: list[Course], pace: list[float]) -> list[str]:
     found = []
     for each in courses:
         what = f"{each.name} ({each.pid})"
-        if each.slope > MOST_SLOPE:
+        if each.slope > MOST_SLOPE and each.slope * each.rounds / 100 > BREATH:
             found.append(f"{what}: memory, {each.slope:.0f} KiB per 100 rounds")
         if each.descriptors[1] - each.descriptors[0] > MOST_MORE:
             found.append(f"{what}: descriptors, {each.descriptors}")
