@@ -107,7 +107,9 @@ def moved(run: Run, fault: Fault) -> Acting:
 
 
 def clock_jumped(run: Run, fault: Fault) -> Acting:
-    """The clock is an hour to thirty days off, and stays so over a restart; then it is set right.
+    """The clock is one hour to ten off, and stays so over a restart; then it is set right.
+
+    More than an instruction's time to live, and the site would refuse its rounds by name.
 
     A machine whose clock is before the certificate's first day is turned away by name.
     """

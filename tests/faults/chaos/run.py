@@ -61,7 +61,7 @@ class Run:
         self.processes: dict[str, Process] = defaultdict(Process)
         self.disks: dict[str, SmallDisk] = {}
         self.chance = random.Random(seed)
-        self.jump = self.chance.choice((-1, 1)) * self.chance.uniform(3600.0, 30 * 86400.0)
+        self.jump = self.chance.choice((-1, 1)) * self.chance.uniform(3600.0, 10 * 3600.0)
         self._zygote = zygote
         self._federation = federation
         self._small = small
