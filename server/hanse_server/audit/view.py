@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hanse.errors import TrailError
+from hanse.plain import plain
 from hanse.trail import last_digest, trail_lines
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from hanse_server.audit.compare import compare
 from hanse_server.audit.verify import verify_trail
+from hanse_server.terms import REASON_LENGTH
 from hanse_server.workspace import audit_path, read_run
 
 
@@ -73,7 +75,7 @@ def audit_view(result: Mapping[str, Any]) -> RenderableType:
 
 def _plain(text: str) -> Text:
     """A text that may be a site's: as it is, with nothing that a terminal would act on."""
-    return Text("".join(each if each.isprintable() else "\ufffd" for each in text))
+    return Text(plain(text, REASON_LENGTH))
 
 
 def _what(line: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ def test_a_trail_that_was_cut_off_is_told(site: Site, tmp_path: Path) -> None:
     told = "verified: {}; each follows from the one before it, and they tell of every row of the "
     trail = audit_path(site)
     lines = trail.read_text().splitlines(keepends=True)
-    assert told.format("3 lines") + "ledger\n" in verified().stdout
+    assert told.format("3 lines") + "ledger, and of each of 0 replies" in verified().stdout
 
     trail.write_text("".join(lines[:2]))  # a crash leaves it so
     assert told.format("2 lines") + "ledger but its last, which the next" in verified().stdout
