@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from contextlib import suppress
@@ -132,3 +133,12 @@ def read_status(folder: Path) -> Status:
     refused = tuple(Refused(**each) for each in data.get("refused", ()))
     connected = tuple(data["connected"])
     return Status(**data | {"awaited": awaited, "refused": refused, "connected": connected})
+
+
+def clock(moment: float) -> str:
+    """Unix time as people read it, with the day where it is another one."""
+    if not math.isfinite(moment) or not moment:
+        return "no limit"
+    local = time.localtime(moment)
+    today = time.localtime()[:3] == local[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M", local)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,14 +19,23 @@ from hanse_server.grid import HanseGrid
 from hanse_server.metrics import ServerMetrics
 from hanse_server.replies import ReplyDesk
 from hanse_server.secagg.stage import StageDesk
-from hanse_server.status import Refused, Status, StatusFile
+from hanse_server.status import Refused, Status, StatusFile, clock
 from hanse_server.workspace import RoundRecord, read_history
 
 log = logging.getLogger("hanse.server")
 
 
+LOOK_SECONDS = 1.0
+FIRST_TOLD_SECONDS, LONGEST_UNTOLD_SECONDS = 30.0, 600.0
+NAMED = 5
+
+
 class Teller:
-    """Says what a run does, whom it waits for, and whose replies were refused."""
+    """Says what a run does, whom it waits for, and whose replies were refused.
+
+    A thread keeps the status true while nothing happens, and tells the log of whom nothing is
+    heard: after half a minute, and then ever more seldom.
+    """
 
     def __init__(self, job: Job, grid: HanseGrid, metrics: ServerMetrics, folder: Path) -> None:
         self._job = job
@@ -31,10 +44,15 @@ class Teller:
         self._folder = folder
         self._status = StatusFile(folder)
         self._refused: dict[str, Refused] = {}
+        self._latest: Status | None = None
+        self._lock = threading.Lock()  # the latest word is the round loop's
+        self._closed = threading.Event()
+        self._watch = threading.Thread(target=self._look_on, name="teller", daemon=True)
         metrics.rounds_planned.set(job.rounds)
 
     def __enter__(self) -> Self:
         self._status.__enter__()
+        self._watch.start()
         return self
 
     def __exit__(
@@ -43,6 +61,8 @@ class Teller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed.set()
+        self._watch.join()
         self._status.__exit__(kind, error, trace)
 
     def show(
@@ -54,20 +74,59 @@ class Teller:
         waiting_for: str = "",
     ) -> None:
         """Show a phase of a round, and whose replies ``desk`` waits for."""
-        names = sorted(self._grid.site_name(node) for node in self._grid.get_node_ids())
         awaited = desk.awaited if desk else ()
         if awaited:
-            waiting_for = f"replies of {len(awaited)} sites"
+            waiting_for = f"the reply of {_named([each.site for each in awaited])}"
         status = Status(
             phase=phase,
             round=number,
             rounds=self._job.rounds,
-            connected=tuple(names),
+            connected=self._connected(),
             awaited=awaited,
             waiting_for=waiting_for,
             refused=tuple(self._refused[site] for site in sorted(self._refused)),
         )
-        self._status.show(status)
+        with self._lock:
+            self._latest = status
+            self._status.show(status)
+
+    def _connected(self) -> tuple[str, ...]:
+        return tuple(sorted(self._grid.site_name(node) for node in self._grid.get_node_ids()))
+
+    def _look_on(self) -> None:
+        seen, since, due = None, 0.0, FIRST_TOLD_SECONDS
+        while not self._closed.wait(LOOK_SECONDS):
+            latest, now = self._refreshed(), time.monotonic()
+            if latest is None:
+                continue
+            what = latest.phase, latest.round, latest.awaited
+            if what != seen:
+                seen, since, due = what, now, FIRST_TOLD_SECONDS
+            elif latest.awaited and now - since >= due:
+                due = min(2 * due, due + LONGEST_UNTOLD_SECONDS)
+                self._tell_stall(latest, now - since)
+
+    def _refreshed(self) -> Status | None:
+        """The latest status, with the sites that are connected by now."""
+        connected = self._connected()
+        with self._lock:
+            if self._latest is not None and self._latest.connected != connected:
+                self._latest = replace(self._latest, connected=connected)
+                self._status.show(self._latest)
+            return self._latest
+
+    def _tell_stall(self, status: Status, seconds: float) -> None:
+        away = [each.site for each in status.awaited if each.site not in status.connected]
+        log.warning(
+            "round %d/%d %s: nothing for %.0f s; waiting for %s until %s%s",
+            status.round,
+            status.rounds,
+            status.phase,
+            seconds,
+            status.waiting_for,
+            clock(min(each.until for each in status.awaited)),
+            f" (not connected: {_named(away)})" if away else "",
+        )
 
     def tell(self, record: RoundRecord) -> None:
         """Tell of a round that ended."""
@@ -102,3 +161,9 @@ class Teller:
             f"{rounds} rounds in a row had fewer than {self._job.strategy.quorum} results "
             f"(the last: {told or 'no site was asked'})"
         )
+
+
+def _named(sites: Sequence[str]) -> str:
+    """Their names, of many the first few."""
+    more = len(sites) - NAMED
+    return ", ".join(sites[:NAMED]) + (f" and {more} more" if more > 0 else "")

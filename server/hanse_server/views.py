@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.text import Text
 from hanse_server.provisioning.federation import Provisioned
 from hanse_server.provisioning.renewal import Ending
 from hanse_server.statement import NO_PRIVACY
-from hanse_server.status import Status
+from hanse_server.status import Status, clock
 from hanse_server.workspace import RoundRecord, read_history
 
 
@@ -104,7 +103,7 @@ def status_view(status: Status, *, running: bool) -> RenderableType:
     if status.awaited:
         table = Table("awaited", "for", "at most until")
         for each in status.awaited:
-            table.add_row(each.site, f"{now - each.since:.0f} s", _clock(each.until))
+            table.add_row(each.site, f"{now - each.since:.0f} s", clock(each.until))
         lines.append(table)
     if status.refused:
         table = Table("last refused", "round", Column("why", overflow="fold"))
@@ -112,15 +111,6 @@ def status_view(status: Status, *, running: bool) -> RenderableType:
             table.add_row(refused.site, str(refused.round), refused.reason)
         lines.append(table)
     return Group(*lines)
-
-
-def _clock(moment: float) -> str:
-    """Unix time as people read it, with the day where it is another one."""
-    if not math.isfinite(moment) or not moment:
-        return "no limit"
-    local = time.localtime(moment)
-    today = time.localtime()[:3] == local[:3]
-    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M", local)
 
 
 def provisioned_view(
