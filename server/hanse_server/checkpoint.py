@@ -107,8 +107,8 @@ def load_last(folder: Path) -> Checkpoint | None:
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as damaged:
         raise WorkspaceError(
             f"{last} is damaged: {damaged}",
-            remedy="Begin a new run on its last model: initial_weights = models/last.safetensors in "
-            "the job, and another --workspace. Sites train no round of this run a second time.",
+            remedy="Begin a new run on its last model (initial_weights = models/last.safetensors "
+            "in the job, another --workspace): sites train no round of a run a second time.",
         ) from damaged
 
 
