@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from hanse.errors import LedgerBrokenError
 from hanse.records import fingerprints
+from pydantic import BaseModel, Field, ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -74,11 +76,39 @@ def audit_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
         result["untold"] = found.rows - found.told
         # The outbox first: a reply is told of before it is put there.
         waiting = [*Outbox.look_into(outbox_path(site))] if outbox_path(site).exists() else []
-        result["lines"] = read_chained(path)
+        result["lines"] = _told_lines(path, read_chained(path))
         result["held"] = verify_held(waiting, result["lines"])
     else:
-        result["lines"] = read_audit(path)
+        result["lines"] = _told_lines(path, read_audit(path))
     return result | {"last": last_digest(path)}
+
+
+class _Told(BaseModel):
+    """What is shown of a line, where it tells of that."""
+
+    time: Annotated[float, Field(ge=0.0, lt=2.0**33)]
+    event: str
+    type: str = ""
+    round: int = 0
+    bytes: int = 0
+    reason: str | None = None
+    account: int = 0
+    charge: int = 0
+    steps: int = 0
+    noise_multiplier: float = 0.0
+    sampling_rate: float = 0.0
+    fingerprints: list[str] = []
+    metrics: dict[str, dict[str, Any]] = {}
+    kinds: dict[Literal["public", "noised", "exact"], list[str]] = {}
+
+
+def _told_lines(path: Path, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            _Told.model_validate(line, strict=True)
+        except ValidationError as odd:
+            raise LedgerBrokenError(f"{path}: line {number} is damaged") from odd
+    return lines
 
 
 def adopt_data(site: Site, account: int | None) -> None:
@@ -202,12 +232,12 @@ def audit_view(lines: list[dict[str, Any]]) -> RenderableType:
 
 def _told(line: dict[str, Any]) -> str:
     """What a line says beside its event."""
-    if "steps" in line:
+    if line.keys() >= {"steps", "noise_multiplier", "sampling_rate"}:
         noise, rate = line["noise_multiplier"], line["sampling_rate"]
         return f"{counted(line['steps'], 'step')}, noise {noise:.4g}, rate {rate:.4g}"
     if "fingerprints" in line:
         data = " and ".join(map(short, line["fingerprints"]))
-        return f"account {line['account']}: {data}"
+        return f"account {line.get('account', '?')}: {data}"
     if "charge" in line:
         return f"the charge of row {line['charge']}"
     metrics = sorted({name for record in line.get("metrics", {}).values() for name in record})

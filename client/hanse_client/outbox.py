@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hanse.errors import OutboxError
+
+T = TypeVar("T")
 
 SETTLED_KEPT = 10_000
 """Settled instructions whose ids are remembered, the newest."""
@@ -66,7 +68,7 @@ class Outbox:
         """The header of a reply; None if there is none."""
         query = "SELECT header FROM reply WHERE instruction = ?"
         row = self._row(query, (instruction,))
-        return None if row is None else row[0]
+        return None if row is None else _held(self._path, row[0], bytes)
 
     def piece(self, instruction: str, offset: int) -> bytes:
         """The bytes of a reply's body from ``offset`` to the end of a piece; empty at its end."""
@@ -75,13 +77,15 @@ class Outbox:
             "ORDER BY start DESC LIMIT 1"
         )
         row = self._row(query, (instruction, offset))
-        return b"" if row is None else row[1][offset - row[0] :]
+        if row is None:
+            return b""
+        return _held(self._path, row[1], bytes)[offset - _held(self._path, row[0], int) :]
 
     def instructions(self) -> list[str]:
         """The instructions whose replies are here, the oldest first."""
         with self._reading, self._errors():
             rows = self._reader.execute("SELECT instruction FROM reply ORDER BY put_at").fetchall()
-        return [row[0] for row in rows]
+        return [_held(self._path, row[0], str) for row in rows]
 
     def forget(self, instructions: Iterable[str]) -> None:
         """Drop replies, and remember that they were settled; what is not here is passed over."""
@@ -129,18 +133,19 @@ class Outbox:
                 for instruction, header in replies.fetchall():
                     query = "SELECT data FROM piece WHERE instruction = ? ORDER BY start"
                     sha, size = hashlib.sha256(), 0
-                    for (data,) in db.execute(query, (instruction,)):
+                    for (data,) in db.execute(query, (_held(path, instruction, str),)):
+                        _held(path, data, bytes)
                         sha.update(data)
                         size += len(data)
-                    yield Held(instruction, header, sha.hexdigest(), size)
-        except sqlite3.Error as error:
+                    yield Held(instruction, _held(path, header, bytes), sha.hexdigest(), size)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise OutboxError(f"{path}: {error}") from error
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged file's text may be none
             raise OutboxError(f"{self._path}: {error}") from error
 
 
@@ -172,3 +177,13 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+
+
+def _held(path: Path, value: Any, kind: type[T]) -> T:
+    """A value of the file, in which SQLite lets any type stand anywhere."""
+    if not isinstance(value, kind):
+        raise OutboxError(
+            f"{path}: it is damaged: {type(value).__name__} for {kind.__name__}",
+            remedy="Stop the client and move the file away: the replies in it are lost.",
+        )
+    return value

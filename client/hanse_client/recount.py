@@ -53,11 +53,14 @@ def recount(lines: Iterable[Mapping[str, Any]]) -> dict[int, Recount]:
                 f"line {number} of the audit trail, {line.get('event')}, makes no sense"
             ) from senseless
     charges: defaultdict[int, list[Charge]] = defaultdict(list)
-    for fingerprint, charge in tally.charges.values():
-        charges[tally.owner[fingerprint]].append(charge)
     bare: defaultdict[int, set[str]] = defaultdict(set)
-    for fingerprint, message in tally.unprotected:
-        bare[tally.owner[fingerprint]].add(message)
+    try:
+        for fingerprint, charge in tally.charges.values():
+            charges[tally.owner[fingerprint]].append(charge)
+        for fingerprint, message in tally.unprotected:
+            bare[tally.owner[fingerprint]].add(message)
+    except (KeyError, TypeError) as unknown:
+        raise LedgerBrokenError("the audit trail tells of data of no account") from unknown
     return {
         account: Recount(charges=merge(charges[account]), unprotected=len(bare[account]))
         for account in sorted(set(tally.owner.values()))
@@ -83,6 +86,8 @@ def _count(tally: _Tally, line: Mapping[str, Any]) -> None:
 
 def _own(tally: _Tally, account: int, fingerprints: Iterable[str]) -> None:
     """Give data to an account, and with it all the data of the accounts that it belonged to."""
+    if type(account) is not int:
+        raise TypeError(f"{account!r} is no account")
     joined = {tally.owner[each] for each in fingerprints if each in tally.owner}
     for each, owner in tally.owner.items():
         if owner in joined:

@@ -13,6 +13,8 @@ import safetensors
 from flwr.app import ArrayRecord
 from hanse.errors import WorkspaceError
 from hanse.flower import to_record, to_tensors
+from hanse.parsing import parse_json
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,6 +42,9 @@ class Progress:
     missed: int = 0
     best: float | None = None
     best_round: int = 0
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +101,11 @@ def load_last(folder: Path) -> Checkpoint | None:
         return None
     last = found[-1]
     try:
-        state: dict[str, Any] = json.loads((last / "progress.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = parse_json((last / "progress.json").read_bytes())
         model = load_file(last / "model.safetensors")
         arrays = to_record({name: model[name] for name in state["names"]})
         return Checkpoint(
-            progress=Progress(**state["progress"]),
+            progress=_PROGRESS.validate_python(state["progress"]),
             arrays=arrays,
             strategy=load_file(last / "strategy.safetensors"),
         )

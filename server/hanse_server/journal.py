@@ -110,14 +110,14 @@ class Journal:
                 "DELETE FROM instruction WHERE state = ? AND since < ?",
                 (State.SETTLED, now - KEEP_SECONDS),
             )
-        return [_entry(row) for row in rows]
+            return [_entry(row) for row in rows]
 
     def state(self, instruction: str) -> State:
         """How far an instruction is; ``settled`` where it is not known."""
         query = "SELECT state FROM instruction WHERE id = ?"
         with self._lock, self._errors():
             row = self._db.execute(query, (instruction,)).fetchone()
-        return State.SETTLED if row is None else State(row[0])
+            return State.SETTLED if row is None else State(row[0])
 
     def entry(self, instruction: str) -> Entry | None:
         """What is known of an instruction; None if nothing is."""
@@ -151,7 +151,7 @@ class Journal:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, TypeError, IndexError) as error:  # or rows that are none
             raise WorkspaceError(
                 f"{self._path}: the journal cannot be used: {error}",
                 remedy="Make room on the disk and check the permissions of the workspace.",

@@ -10,9 +10,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from hanse.errors import WorkspaceError
+from pydantic import TypeAdapter
+
+from hanse_server.workspace import unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,9 @@ class Status:
     waiting_for: str = ""
     refused: tuple[Refused, ...] = ()
     updated_at: float = 0.0
+
+
+_STATUS = TypeAdapter(Status)
 
 
 class StatusFile:
@@ -120,19 +126,19 @@ def read_status(folder: Path) -> Status:
     """The last status written to a workspace.
 
     Raises:
-        WorkspaceError: if there is none.
+        WorkspaceError: if there is none, or it is damaged.
     """
     try:
-        data: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as missing:
+        text = (folder / "status.json").read_bytes()
+    except OSError as missing:
         raise WorkspaceError(
             f"{folder} has no status: no server has run on it",
             remedy="Name the --workspace of a run.",
         ) from missing
-    awaited = tuple(Awaited(**each) for each in data["awaited"])
-    refused = tuple(Refused(**each) for each in data.get("refused", ()))
-    connected = tuple(data["connected"])
-    return Status(**data | {"awaited": awaited, "refused": refused, "connected": connected})
+    try:
+        return _STATUS.validate_json(text, strict=True)
+    except ValueError as damaged:
+        raise unreadable(folder / "status.json", "it is damaged") from damaged
 
 
 def clock(moment: float) -> str:

@@ -29,7 +29,8 @@ from typing import Any
 import hanse
 from hanse.errors import WorkspaceError
 from hanse.job import Job
-from pydantic import ValidationError
+from hanse.parsing import parse_json
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from hanse_server.audit import ServerTrail
 from hanse_server.durable import kept_in, write_file
@@ -134,6 +135,16 @@ def _sites(line: dict[str, Any]) -> dict[str, SiteRound]:
 
 def _terms(line: dict[str, Any]) -> Terms:
     return Terms(**line | {"noised": tuple(line["noised"]), "exact": tuple(line["exact"])})
+
+
+_RECORD = TypeAdapter(RoundRecord)
+
+
+class _Run(BaseModel):
+    """What ``run.json`` must hold."""
+
+    run_id: int
+    job: dict[str, Any]
 
 
 class Workspace:
@@ -293,26 +304,45 @@ def read_run(folder: Path) -> dict[str, Any]:
         WorkspaceError: if there is none, or it is damaged.
     """
     try:
-        run: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run: dict[str, Any] = parse_json((folder / "run.json").read_bytes())
+        _Run.model_validate(run, strict=True)
     except FileNotFoundError as missing:
         raise WorkspaceError(
             f"{folder} is not a workspace: it has no run.json",
             remedy="Name the --workspace that `hanse server run` or `hanse simulate` was given.",
         ) from missing
-    except (OSError, ValueError) as damaged:
-        raise WorkspaceError(f"{folder / 'run.json'} is damaged: {damaged}") from damaged
+    except OSError as error:
+        raise unreadable(folder / "run.json", str(error.strerror)) from error
+    except ValueError as damaged:
+        raise unreadable(folder / "run.json", "it is damaged") from damaged
     return run
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The rounds of a workspace in their order; a line cut off by a crash is left out."""
+    """The rounds of a workspace in their order; a line cut off by a crash is left out.
+
+    Raises:
+        WorkspaceError: if a line is damaged in another way.
+    """
     file = folder / "history.jsonl"
     if not file.exists():
         return []
-    records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    *whole, _ = file.read_bytes().split(b"\n")  # a crash cuts off the last one, before its end
+    return [_read_line(file, number, text) for number, text in enumerate(whole, start=1)]
+
+
+def _read_line(file: Path, number: int, text: bytes) -> dict[str, Any]:
+    try:
+        _RECORD.validate_json(text, strict=True)  # types
+        record = RoundRecord.from_line(parse_json(text))  # names
+    except (ValueError, KeyError, TypeError) as damaged:
+        raise unreadable(file, f"line {number} is damaged") from damaged
+    return asdict(record)
+
+
+def unreadable(file: Path, why: str) -> WorkspaceError:
+    """The error of a file of a workspace that is not as it was written."""
+    return WorkspaceError(
+        f"{file} cannot be read: {why}",
+        remedy="Read it with the version that ran it, or restore the file.",
+    )

@@ -44,6 +44,8 @@ def load_toml(path: Path, model: type[S], error: type[ConfigError]) -> S:
         raise error(f"{path}: cannot be read: {unreadable}") from unreadable
     except tomllib.TOMLDecodeError as malformed:
         raise error(f"{path}: not valid TOML: {malformed}") from malformed
+    except RecursionError as deep:
+        raise error(f"{path}: not valid TOML: it is nested too deeply") from deep
     return validate(data, model, error, where=path.name)
 
 

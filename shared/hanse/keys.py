@@ -8,6 +8,8 @@ import re
 import stat
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -16,6 +18,17 @@ from hanse.errors import CertificateError
 from hanse.identity import SITE_NAME
 
 PrivateKey = ec.EllipticCurvePrivateKey
+
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.ExtensionNotFound,
+)
+"""What cryptography raises on keys, certificates and requests that it cannot make sense of."""
 
 
 def new_key() -> PrivateKey:
@@ -49,7 +62,7 @@ def parse_key(path: Path, pem: bytes) -> PrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as malformed:  # TypeError: it is encrypted
+    except MALFORMED as malformed:  # TypeError: it is encrypted
         raise CertificateError(f"{path}: not an unencrypted PEM private key") from malformed
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CertificateError(f"{path}: not an ECDSA key on P-256")

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from hanse.errors import CertificateError, CertificateExpiredError
-from hanse.keys import read_secret
+from hanse.keys import MALFORMED, read_secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def _load(ca: Path, certificate: Path, key: Path, certificate_pem: bytes) -> Ide
         certificate=certificate_pem,
         key=key_pem,
         name=common_name(leaf),
-        fingerprint=fingerprint(certificate_pem),
+        fingerprint=leaf.fingerprint(hashes.SHA256()).hex(),
         not_after=leaf.not_valid_after_utc,
         authority_not_after=authority.not_valid_after_utc,
         source=certificate,
@@ -138,7 +138,7 @@ def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     """Whether ``authority`` signed ``certificate``."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*MALFORMED, InvalidSignature):
         return False
     return True
 
@@ -150,7 +150,7 @@ def check_server_certificate(pem: bytes, ca: bytes, address: str) -> None:
         CertificateError: if it is of another authority than those in ``ca``.
         CertificateExpiredError: if it is not valid at this time.
     """
-    certificate = x509.load_pem_x509_certificate(pem)
+    certificate = _certificates(Path(f"the certificate of {address}"), pem)[0]
     if not any(issued_by(certificate, each) for each in x509.load_pem_x509_certificates(ca)):
         raise CertificateError(
             f"the certificate of {address} is of another authority than this site's",
@@ -179,19 +179,24 @@ def _read(path: Path) -> bytes:
 
 def _certificates(path: Path, pem: bytes) -> Sequence[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError as malformed:
+        found = x509.load_pem_x509_certificates(pem)
+        for certificate in found:  # these are parsed only when they are asked for
+            common_name(certificate)
+            _public_bytes(certificate)
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except MALFORMED as malformed:
         raise CertificateError(f"{path}: not a PEM certificate") from malformed
+    return found
 
 
 def _public_key(path: Path, pem: bytes) -> bytes:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as malformed:  # TypeError: it is encrypted
+        return key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    except MALFORMED as malformed:  # TypeError: it is encrypted
         raise CertificateError(f"{path}: not an unencrypted PEM private key") from malformed
-    return key.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
 
 
 def _public_bytes(certificate: x509.Certificate) -> bytes:

@@ -126,7 +126,7 @@ class Chain:
                 yield
             except sqlite3.OperationalError as failure:
                 raise LedgerError(f"{self.name}: {failure}") from failure
-            except sqlite3.Error as damage:
+            except (sqlite3.Error, UnicodeDecodeError) as damage:  # its text may be none
                 raise LedgerBrokenError(f"{self.name}: {damage}") from damage
 
     def close(self) -> None:

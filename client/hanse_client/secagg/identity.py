@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hanse.errors import PeerError
 from hanse.identity import SITE_NAME
-from hanse.keys import PrivateKey, key_fingerprint, parse_key
+from hanse.keys import MALFORMED, PrivateKey, key_fingerprint, parse_key
 from hanse.tls import common_name, issued_by, load_identity
 
 from hanse_client.site import Site
@@ -85,10 +85,11 @@ class CertificateVerifier:
             certificate = x509.load_der_x509_certificate(credential)
             usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
             key = certificate.public_key()
-        except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound) as malformed:
+            shown = common_name(certificate)
+        except MALFORMED as malformed:
             raise PeerError(f"site {name!r} shows no site's certificate") from malformed
-        if not re.fullmatch(SITE_NAME, name) or common_name(certificate) != name:
-            raise PeerError(f"site {name!r} shows the certificate of {common_name(certificate)!r}")
+        if not re.fullmatch(SITE_NAME, name) or shown != name:
+            raise PeerError(f"site {name!r} shows the certificate of {shown!r}")
         if not any(issued_by(certificate, authority) for authority in self._authorities):
             raise PeerError(f"the certificate of {name!r} is of another authority than this site's")
         if not certificate.not_valid_before_utc <= _now() <= certificate.not_valid_after_utc:

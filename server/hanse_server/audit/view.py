@@ -20,6 +20,9 @@ from hanse_server.audit.verify import verify_trail
 from hanse_server.terms import REASON_LENGTH
 from hanse_server.workspace import audit_path, read_run
 
+_SENSELESS = (KeyError, TypeError, AttributeError, ValueError, OverflowError, OSError)
+"""What comes of a line that no server wrote, in which values are of any type."""
+
 
 def audit_result(
     workspace: Path, *, site: str | None, number: int | None, verify: bool, against: Iterable[Path]
@@ -43,7 +46,10 @@ def audit_result(
         result["agreed"] = [asdict(compare(path, account)) for path in against]
     path = audit_path(workspace)
     lines = trail_lines(path, TrailError)
-    result["lines"] = [line for line in lines if _tells_of(line, site, number)]
+    try:
+        result["lines"] = [line for line in lines if _tells_of(line, site, number)]
+    except _SENSELESS as senseless:
+        raise TrailError(f"{path}: a line is not what a server writes") from senseless
     return result | {"last": last_digest(path)}
 
 
@@ -60,17 +66,25 @@ def audit_view(result: Mapping[str, Any]) -> RenderableType:
     """The trail, and what was verified, for people."""
     table = Table("when", "event", "site", "type", "round", "bytes", "what")
     for line in result["lines"]:
-        told = (
+        table.add_row(*map(_plain, _row(line)))
+    parts: list[RenderableType] = [table if result["lines"] else Text("nothing is told")]
+    if "verified" in result:
+        parts += _verified(result["verified"], result["agreed"])
+    return Group(*parts)
+
+
+def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return (
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"])),
             line["event"].replace("_", " "),
             *(str(line.get(key, "")) for key in ("site", "type", "round", "bytes")),
             _what(line),
         )
-        table.add_row(*map(_plain, told))
-    parts: list[RenderableType] = [table if result["lines"] else Text("nothing is told")]
-    if "verified" in result:
-        parts += _verified(result["verified"], result["agreed"])
-    return Group(*parts)
+    except _SENSELESS as senseless:
+        raise TrailError(
+            f"a line of the trail, {line.get('event')}, cannot be shown"
+        ) from senseless
 
 
 def _plain(text: str) -> Text:

@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hanse.errors import CertificateError
-from hanse.keys import PrivateKey
+from hanse.keys import MALFORMED, PrivateKey
 
 CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
@@ -85,11 +85,13 @@ def read_certificate(path: Path) -> x509.Certificate:
         CertificateError: if there is none.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        _ = certificate.public_key(), certificate.extensions, certificate.not_valid_after_utc
     except OSError as unreadable:
         raise CertificateError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
-    except ValueError as malformed:
+    except MALFORMED as malformed:
         raise CertificateError(f"{path}: not a PEM certificate") from malformed
+    return certificate
 
 
 def requested_key(request_pem: bytes, name: str) -> ec.EllipticCurvePublicKey:
@@ -104,7 +106,7 @@ def requested_key(request_pem: bytes, name: str) -> ec.EllipticCurvePublicKey:
         key = request.public_key()
         names = [str(part.value) for part in request.subject]
         proven = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as malformed:
+    except (*MALFORMED, InvalidSignature) as malformed:
         raise CertificateError(f"the request of {name!r} is not a signing request") from malformed
     if not proven:
         raise CertificateError(f"the request of {name!r} is not signed by the key in it")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import stat
 import zipfile
+import zlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +16,13 @@ from hanse.errors import CertificateError
 from hanse.keys import write_secret
 
 from hanse_server.provisioning.authority import Credentials, Issued
+
+_LARGEST = 1 << 20  # bytes, of all that is in a kit
+
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take any memory they declare
+
+_BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error)
+"""What zipfile raises on archives that are damaged, encrypted, or packed in another way."""
 
 _SECRET = 0o600
 _PUBLIC = 0o644
@@ -69,13 +78,25 @@ def unpack_kit(kit: Path, folder: Path) -> Path:
     site.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(kit) as archive:
-            for entry in archive.infolist():
-                target = site / Path(entry.filename).name
-                write_secret(target, archive.read(entry))
-                target.chmod(stat.S_IMODE(entry.external_attr >> 16))
-    except zipfile.BadZipFile as malformed:
+            entries = archive.infolist()
+            _check_entries(entries)
+            contents = [(entry, archive.read(entry)) for entry in entries]
+    except (zipfile.BadZipFile, *_BROKEN) as malformed:
         raise CertificateError(f"{kit}: not a site's kit") from malformed
+    for entry, data in contents:
+        target = site / Path(entry.filename).name
+        if not entry.is_dir() and target.parent == site:
+            write_secret(target, data)
+            target.chmod(stat.S_IMODE(entry.external_attr >> 16))
     return site
+
+
+def _check_entries(entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse what no kit holds, before memory is taken for it."""
+    if sum(max(entry.file_size, entry.compress_size) for entry in entries) > _LARGEST:
+        raise zipfile.BadZipFile(f"it unpacks to more than {_LARGEST} bytes")
+    if any(entry.compress_type not in _PACKINGS for entry in entries):
+        raise zipfile.BadZipFile("it is packed in another way")
 
 
 def _zip(folder: str, contents: dict[str, tuple[bytes, int]]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from hanse.errors import WorkspaceError
 from hanse.job import Job
+from hanse.parsing import parse_json
 from pydantic import ValidationError
 
 from hanse_server.costs import SiteCost
@@ -178,14 +178,14 @@ def _models(folder: Path) -> Iterator[KeptModel]:
     for name in ("last", "best"):
         path = folder / f"{name}.json"
         if path.exists():
-            statement = json.loads(path.read_text(encoding="utf-8"))
+            statement = parse_json(path.read_bytes())
             yield KeptModel(name=name, round=statement["round"], hanse=statement["hanse"])
 
 
 def _comparison(path: Path) -> Comparison | None:
     if not path.exists():
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = parse_json(path.read_bytes())
     contenders = [
         Contender(
             model=row["model"],

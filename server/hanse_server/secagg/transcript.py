@@ -14,9 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from hanse.errors import WorkspaceError
+from hanse.parsing import parse_json
 from hanse.secagg.messages import SHARES
+from pydantic import BaseModel
 
 from hanse_server.durable import kept_in, write_file
+
+
+class _Content(BaseModel):
+    """The file."""
+
+    round: int
+    token: str
+    earlier: dict[str, int]
+    stages: dict[str, list[str]]
 
 
 class Transcript:
@@ -42,12 +53,13 @@ class Transcript:
             WorkspaceError: if the file is damaged.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
+            _Content.model_validate(content, strict=True)
             if content["round"] == server_round:
                 return Transcript(path, content)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as damaged:
+        except (OSError, ValueError) as damaged:
             raise WorkspaceError(
                 f"{path} is damaged: {damaged}",
                 remedy="Remove that file; the round begins anew.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import resource
 import signal
@@ -132,3 +133,12 @@ def test_no_file_is_no_lines(tmp_path: Path) -> None:
     assert read_audit(tmp_path / "none.jsonl") == []
     assert read_chained(tmp_path / "none.jsonl") == []
     AuditTrail(None).write("released", id="1")
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[" * 100_000, b"[1]", b"7"])
+def test_a_line_that_nobody_wrote_is_damage(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(LedgerBrokenError, match="is damaged"):
+        read_audit(path)
+    assert last_digest(path) == hashlib.sha256(line).hexdigest()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from hanse.errors import LedgerBrokenError
 from hanse.privacy.accounting import Charge
 from hanse.records import Data
 from hanse_client.audit import AuditTrail, read_audit
 from hanse_client.books import (
     adopt_data,
     audit_path,
+    audit_result,
     audit_view,
     ledger_path,
     ledger_result,
@@ -138,3 +141,33 @@ def test_the_trail_shows_charges(site: Site) -> None:
 
 def test_an_empty_trail(site: Site) -> None:
     assert "nothing was asked" in printed(audit_view(read_audit(audit_path(site))))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "asked"},
+        {"time": 1.0},
+        {"time": float("nan"), "event": "asked"},
+        {"time": 1e300, "event": "asked"},
+        {"time": [1], "event": "asked"},
+        {"time": 1.0, "event": 2},
+        {"time": 1.0, "event": "asked", "type": 3},
+        {"time": 1.0, "event": "left", "metrics": 3},
+        {"time": 1.0, "event": "left", "kinds": {"guessed": ["loss"]}},
+        {"time": 1.0, "event": "left", "kinds": {"noised": [["loss"]]}},
+        {"time": 1.0, "event": "charged", "steps": 1, "noise_multiplier": "x"},
+        {"time": 1.0, "event": "account_opened", "fingerprints": [1]},
+    ],
+)
+def test_a_line_that_cannot_be_shown_is_damage(site: Site, line: dict[str, object]) -> None:
+    audit_path(site).parent.mkdir(parents=True, exist_ok=True)
+    audit_path(site).write_text(json.dumps(line) + "\n")
+    with pytest.raises(LedgerBrokenError, match="line 1 is damaged"):
+        audit_result(site)
+
+
+@pytest.mark.parametrize("more", [{"steps": 3}, {"fingerprints": ["a" * 64]}])
+def test_a_line_that_tells_half_is_shown(site: Site, more: dict[str, object]) -> None:
+    line = {"time": 1.0, "event": "charged", **more}
+    assert "charged" in printed(audit_view([line]))

@@ -13,6 +13,7 @@ from hanse.errors import BudgetError, LedgerBrokenError, PolicyError, PrivacyReq
 from hanse.flower import (
     ARRAYS,
     CONFIG,
+    JOB,
     METRICS,
     PROXIMAL_MU,
     TERMS,
@@ -240,3 +241,20 @@ def test_no_other_name_of_an_instruction_passes_the_gates(
     assert reply.error.code == PolicyError.exit_code
     assert here.ledger.entries() == []
     assert [line["event"] for line in read_audit(here.audit)] == ["refused"]
+
+
+def test_a_job_nested_too_deeply_is_refused_by_name(harbour: Callable[..., Harbour]) -> None:
+    at = harbour(release=("*",))
+    reply = at.send(job(), more={JOB: "[" * 100_000})
+    assert str(reply.error.reason).startswith("job: hanse.job is not JSON")
+
+
+def test_a_model_is_refused_before_it_is_built_if_the_policy_allows_none_so_large(
+    harbour: Callable[..., Harbour],
+) -> None:
+    """The model that came is small; the one that the job declares takes a terabyte."""
+    at = harbour(tasks=(AllowedTask(name="image"),), max_model_mb=100.0)
+    model = {"kind": "mlp", "hidden": [65_536] * 64}
+    options = {"shape": [1, 4, 6], "classes": 3, "model": model}
+    reply = at.send(job(task={"name": "image", "options": options}))
+    assert "max_model_mb" in str(reply.error.reason)

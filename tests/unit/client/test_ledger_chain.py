@@ -244,3 +244,28 @@ def test_a_trail_without_sense_is_named(files: Files) -> None:
 def test_nothing_is_whole_too(files: Files) -> None:
     found = verify_ledger(*files, BUDGET.delta)
     assert (found.rows, found.told, found.digest, found.recounted) == (0, 0, GENESIS, {})
+
+
+@pytest.mark.parametrize("event", ["charged", "unprotected"])
+@pytest.mark.parametrize("data", ["b" * 64, []])
+def test_a_trail_that_tells_of_data_of_no_account_is_refused(
+    files: Files, event: str, data: object
+) -> None:
+    line = {"event": event, "id": "m1", "row": 1, "fingerprints": [data]}
+    line |= {"noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 1}
+    with pytest.raises(LedgerBrokenError, match=r"of the audit trail|of no account"):
+        recount([line])
+
+
+def test_a_ledger_whose_text_is_none_is_broken(files: Files) -> None:
+    written(files)
+    edit(files[0], "PRAGMA journal_mode = DELETE")
+    files[0].write_bytes(files[0].read_bytes().replace(b"content TEXT", b"\xdb\xdbntent TEXT"))
+    with pytest.raises(LedgerError):
+        read_ledger(files[0])
+
+
+def test_an_account_that_is_no_number_is_refused() -> None:
+    line = {"event": "account_opened", "account": "1", "fingerprints": [DATA]}
+    with pytest.raises(LedgerBrokenError, match="line 1 of the audit trail, account_opened"):
+        recount([line])

@@ -143,3 +143,11 @@ def test_a_sites_own_key_needs_no_pin(ca: Authority, tmp_path: Path) -> None:
     for each in (issued, peer):
         identity.verifier.key_of(each.name, der(each))
     assert pin_of(certified(site)) == ("site-0", issued.key_fingerprint)
+
+
+def test_a_certificate_that_is_malformed_within_is_no_sites(ca: Authority) -> None:
+    issued = ca.issue_site("site-0")
+    spoiled = der(issued).replace(b"\x0c\x06site-0", b"\x0c\x05site-0")
+    assert spoiled != der(issued)
+    with pytest.raises(PeerError):
+        CertificateVerifier(ca.certificate_pem, {}).key_of("site-0", spoiled)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,34 @@ def test_a_file_that_is_no_outbox(path: Path) -> None:
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(OutboxError, match="not a database"):
         Outbox(path)
+
+
+@pytest.mark.parametrize(
+    ("statement", "use"),
+    [
+        ("UPDATE reply SET header = 'text'", lambda outbox: outbox.header("one")),
+        ("UPDATE piece SET data = 7", lambda outbox: outbox.piece("one", 0)),
+        ("UPDATE reply SET instruction = x'00'", lambda outbox: outbox.instructions()),
+    ],
+    ids=["header", "piece", "instruction"],
+)
+def test_values_of_another_type_are_refused(
+    path: Path, statement: str, use: Callable[[Outbox], object]
+) -> None:
+    outbox = Outbox(path)
+    outbox.put("one", b"header", BODY)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(statement)
+    with pytest.raises(OutboxError, match="damaged"):
+        use(outbox)
+    outbox.close()
+
+
+def test_a_table_whose_text_is_none_is_refused(path: Path) -> None:
+    Outbox(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+    old, new = b"TABLE reply (\n    instr", b"TABLE reply (\n    \xdb\xdb\xdbtr"
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(OutboxError):
+        Outbox(path).put("one", b"", [])

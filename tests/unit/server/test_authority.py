@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import ssl
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -226,4 +228,31 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "authority" / name).write_text("nothing")
 
     with pytest.raises(CertificateError, match=name):
+        Authority.open(tmp_path / "authority")
+
+
+def test_a_request_of_a_version_that_nobody_knows_is_refused(authority: Authority) -> None:
+    pem = request_pem("north", ec.generate_private_key(ec.SECP256R1()))
+    der = x509.load_pem_x509_csr(pem).public_bytes(serialization.Encoding.DER)
+    odd = der.replace(b"\x02\x01\x00", b"\x02\x01\x40", 1)
+    text = base64.encodebytes(odd).decode()
+    label = "CERTIFICATE REQUEST"
+    with pytest.raises(CertificateError, match="is not a signing request"):
+        authority.sign_request(
+            f"-----BEGIN {label}-----\n{text}-----END {label}-----\n".encode(), "north"
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"\x17\x0d", b"\x17\x0c"), (b"\x55\x1d\x0f", b"\x55\x1d\x13")]
+)
+def test_a_certificate_that_is_malformed_within_is_named(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    Authority.create(tmp_path / "authority")
+    path = tmp_path / "authority" / "ca.pem"
+    der = ssl.PEM_cert_to_DER_cert(path.read_text())
+    assert old in der
+    path.write_text(ssl.DER_cert_to_PEM_cert(der.replace(old, new)))
+    with pytest.raises(CertificateError, match=r"ca\.pem"):
         Authority.open(tmp_path / "authority")

@@ -86,3 +86,20 @@ def test_a_model_is_kept_with_its_statement(tmp_path: Path) -> None:
     assert json.loads(path.with_suffix(".json").read_text()) == {"privacy": "none"}
     with safe_open(path, framework="pt") as alone:
         assert json.loads(alone.metadata()[checkpoint.STATEMENT]) == {"privacy": "none"}
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"names": [], "progress": 3}',
+        '{"names": [], "progress": {"round": "x"}}',
+        '{"names": [], "progress": {"round": 3, "missed": [1]}}',
+    ],
+)
+def test_progress_of_another_form_is_damage(tmp_path: Path, progress: str) -> None:
+    checkpoint.save(tmp_path, Checkpoint(progress=Progress(round=3), arrays=to_record({})))
+    (tmp_path / "round-00003" / "progress.json").write_text(progress)
+    with pytest.raises(WorkspaceError, match="round-00003 is damaged"):
+        checkpoint.load_last(tmp_path)

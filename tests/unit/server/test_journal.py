@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,29 @@ def test_it_is_written_through_to_the_disk(path: Path) -> None:
     assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     journal.close()
+
+
+@pytest.mark.parametrize(("column", "value"), [("state", "rettled"), ("run_id", "y")])
+def test_rows_that_make_no_sense_are_refused(path: Path, column: str, value: str) -> None:
+    journal = Journal(path)
+    journal.owe([entry("one")])
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"UPDATE instruction SET {column} = ?", (value,))  # noqa: S608
+    with pytest.raises(WorkspaceError, match="the journal cannot be used"):
+        journal.unsettled()
+    with pytest.raises(WorkspaceError, match="the journal cannot be used"):
+        journal.settle()
+    if column == "state":
+        with pytest.raises(WorkspaceError, match="the journal cannot be used"):
+            journal.state("one")
+    journal.close()
+
+
+def test_a_table_whose_text_is_none_is_refused(path: Path) -> None:
+    Journal(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"site TEXT NOT NULL", b"\xdb\xdb\xdb\xdb TEXT NOT NUL("))
+    with pytest.raises(WorkspaceError, match="the journal cannot be used"):
+        Journal(path).owe([entry("one")])

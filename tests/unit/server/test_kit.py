@@ -136,3 +136,53 @@ def test_what_is_no_kit_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CertificateError, match="not a site's kit"):
         unpack_kit(tmp_path / "north.zip", tmp_path)
+
+
+# --- zips that are no kit -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2], ids=["lzma", "bzip2"])
+def test_a_zip_that_is_packed_in_another_way_is_no_kit(tmp_path: Path, packing: int) -> None:
+    """LZMA takes the memory that its header declares."""
+    path = tmp_path / "north.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("north/key.pem", "key")
+    with pytest.raises(CertificateError, match="not a site's kit"):
+        unpack_kit(path, tmp_path / "out")
+
+
+def test_a_zip_that_unpacks_to_too_much_is_no_kit(tmp_path: Path) -> None:
+    path = tmp_path / "north.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("north/key.pem", bytes(2 << 20))
+    with pytest.raises(CertificateError, match="not a site's kit"):
+        unpack_kit(path, tmp_path / "out")
+    assert not list((tmp_path / "out" / "north").iterdir())
+
+
+@pytest.mark.parametrize("method", [7, 99])
+def test_a_zip_that_cannot_be_unpacked_is_no_kit(kit: Path, method: int, tmp_path: Path) -> None:
+    data = bytearray(kit.read_bytes())
+    data[data.index(b"PK\x01\x02") + 10] = method
+    kit.write_bytes(data)
+    with pytest.raises(CertificateError, match="not a site's kit"):
+        unpack_kit(kit, tmp_path / "out")
+
+
+def test_a_kit_whose_bytes_were_changed_is_no_kit(kit: Path, tmp_path: Path) -> None:
+    data = bytearray(kit.read_bytes())
+    start = data.index(b"README.txt") + 10
+    data[start : start + 20] = b"\xff" * 20
+    kit.write_bytes(data)
+    with pytest.raises(CertificateError, match="not a site's kit"):
+        unpack_kit(kit, tmp_path / "out")
+
+
+def test_a_zip_that_declares_more_than_it_holds_is_no_kit(kit: Path, tmp_path: Path) -> None:
+    data = bytearray(kit.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 20 : entry + 24] = b"\xff\xff\xff\x7f"  # bytes as they are packed
+    kit.write_bytes(data)
+    with pytest.raises(CertificateError, match="not a site's kit"):
+        unpack_kit(kit, tmp_path / "out")
+    assert not list((tmp_path / "out" / "north").iterdir())

@@ -55,3 +55,20 @@ def test_a_stall_names_the_site_since_when_and_until_when(tmp_path: Path) -> Non
     assert "hungary" in text
     assert "5 s" in text
     assert "awaited" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"phase": "done", "round": 1, "rounds": 2, "awaited": [7]}',
+        '{"phase": "done", "round": 1, "rounds": 2, "connected": true}',
+    ],
+)
+def test_a_damaged_status(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
+    with pytest.raises(WorkspaceError, match=r"status\.json cannot be read: it is damaged"):
+        read_status(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 from hanse.errors import WorkspaceError
 from hanse.examples import example
 from hanse.job import Job, load_job
+from hanse_server.views import run_outcome
 from hanse_server.workspace import (
     RoundRecord,
     SiteRound,
+    Terms,
     Workspace,
     in_use,
     read_history,
@@ -123,3 +127,54 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         Workspace(tmp_path / "file", job())
 
     assert "--workspace" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        "7",
+        "{}",
+        "[" * 100_000,
+        '{"run_id": 1}',
+        '{"run_id": "x", "job": {}}',
+        '{"run_id": 1, "job": 2}',
+    ],
+)
+def test_a_run_of_another_form(tmp_path: Path, text: str) -> None:
+    Workspace(tmp_path, job())
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(WorkspaceError, match=r"run\.json cannot be read: it is damaged"):
+        Workspace(tmp_path, job())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"round": 1', b'"round": [1]'),
+        (b'"sites": {', b'"sites": {"east": 1, '),
+        (b'"bytes_up"', b'"bytes_pu"'),
+        (b'"bytes_up"', b'"\xff"'),
+        (b"{", b"[" * 100_000),
+    ],
+)
+def test_a_damaged_line_before_the_last_is_told(tmp_path: Path, old: bytes, new: bytes) -> None:
+    """It is not taken for one that a crash cut off: the rounds after it would be lost too."""
+    workspace = Workspace(tmp_path, job())
+    for number in (1, 2):
+        workspace.append(record(number))
+    file = tmp_path / "history.jsonl"
+    assert old in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(old, new, 1))
+    with pytest.raises(WorkspaceError, match=r"history\.jsonl cannot be read: line 1 is damaged"):
+        read_history(tmp_path)
+
+
+def test_what_a_site_did_is_whole_whatever_is_left_out_of_its_line(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, job())
+    workspace.append(record(1))
+    line = json.loads((tmp_path / "history.jsonl").read_text())
+    line["sites"] = {"east": {"outcome": "result", "seconds": 1.0, "terms": asdict(Terms())}}
+    (tmp_path / "history.jsonl").write_text(json.dumps(line) + "\n")
+    assert read_history(tmp_path)[0]["sites"]["east"]["metrics"] == {}
+    assert run_outcome(job(), tmp_path)["sites"] == {"east": {"rounds": 1}}

@@ -86,3 +86,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, messa
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(SiteFileError, match="cannot be read"):
         load_toml(tmp_path, Outer, SiteFileError)
+
+
+def test_a_file_that_is_nested_too_deeply_is_malformed(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text("x = " + "[" * 20_000)
+    with pytest.raises(JobError, match=r"job\.toml: not valid TOML: it is nested too deeply"):
+        load_toml(tmp_path / "job.toml", Outer, JobError)

@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,83 @@ def test_files_of_no_known_format(tmp_path: Path) -> None:
 def test_mistakes_in_the_options_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         load_task("image", GREY | change)
+
+
+# --- what a header declares, and is not there -----------------------------------------------------
+
+
+def npz_of(folder: Path, header: bytes, packing: int = zipfile.ZIP_STORED) -> Path:
+    """An archive whose images begin with ``header``."""
+    path = folder / "data.npz"
+    labels = io.BytesIO()
+    np.save(labels, np.array([0]))
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("images.npy", header)
+        archive.writestr("labels.npy", labels.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("text", [b"{'descr': (", b"{'a': " + b"(" * 5000, b"\0", b"{'descr': '\n"])
+def test_a_header_that_is_no_python_is_refused(tmp_path: Path, text: bytes) -> None:
+    header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    with pytest.raises(DataError, match="cannot be read"):
+        grey().read(npz_of(tmp_path, header))
+
+
+def test_an_archive_that_is_packed_in_another_way_is_refused(tmp_path: Path) -> None:
+    """LZMA takes the memory that its header declares."""
+    with pytest.raises(DataError, match="packed in another way"):
+        grey().read(npz_of(tmp_path, b"", zipfile.ZIP_LZMA))
+
+
+def test_an_archive_for_a_later_version_is_refused(tmp_path: Path) -> None:
+    path = npz_of(tmp_path, b"")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 105
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read"):
+        grey().read(path)
+
+
+def png_of(folder: Path, width: int, height: int) -> None:
+    """A PNG that declares a size, and holds one pixel."""
+    written = io.BytesIO()
+    Image.new("L", (1, 1)).save(written, "PNG")
+    data = bytearray(written.getvalue())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (folder / "0").mkdir()
+    (folder / "0" / "a.png").write_bytes(data)
+
+
+def test_a_png_that_declares_any_number_of_pixels_is_refused(tmp_path: Path) -> None:
+    png_of(tmp_path, 2**31 - 1, 2**31 - 1)
+    with pytest.raises(DataError):
+        grey().read(tmp_path)
+
+
+def test_no_memory_is_taken_for_images_that_are_not_there(tmp_path: Path) -> None:
+    """Their declared size would need 12 GB."""
+    png_of(tmp_path, 1, 1)
+    task = load_task("image", {**GREY, "shape": [3, 65_536, 65_536], "model": {"kind": "mlp"}})
+    with pytest.raises(DataError, match="is 1 x 1"):
+        task.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"classes": 10**9},
+        {"model": {"kind": "mlp", "hidden": [1] * 65}},
+        {"model": {"kind": "mlp", "hidden": [2**63 - 1]}},
+        {"model": {"kind": "cnn", "channels": [2**32]}},
+        {"model": {"kind": "resnet", "blocks": [10**9]}},
+        {"model": {"kind": "resnet", "blocks": [1] * 9}},
+        {"model": {"kind": "resnet", "width": 2**20}},
+        {"shape": [1, 2**40, 2**40], "model": {"kind": "mlp"}},
+        {"model": {"kind": "gradients", "grid": {"orientations": 10**9, "cell": 2}}},
+    ],
+)
+def test_options_that_would_take_any_memory_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(TaskError):
+        load_task("image", {**GREY, **options})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hanse.errors import DataError, NonFiniteDataError
 from hanse.tasks.tabular.table import read_table
+from pyarrow import parquet
 
 SECRET = "4711"
 
@@ -98,3 +101,28 @@ def test_files_that_are_no_tables(tmp_path: Path, name: str, content: bytes, mes
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_table(tmp_path / "absent.csv", ["a"])
+
+
+@pytest.mark.parametrize("keep", [20, 30])
+def test_a_gzipped_csv_that_is_cut_off_is_told(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "ward.csv.gz"
+    path.write_bytes(gzip.compress(b"age,name\n" + b"1,a\n" * 50)[:keep])
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read_table(path, ["age"])
+
+
+def test_a_gzipped_csv_that_was_changed_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "ward.csv.gz"
+    data = bytearray(gzip.compress(b"age,name\n1,a\n"))
+    data[10:14] = b"\xff" * 4
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read_table(path, ["age"])
+
+
+def test_a_parquet_whose_notes_are_no_json_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "ward.parquet"
+    table = pa.Table.from_pandas(pd.DataFrame({"age": [1.0]}))
+    parquet.write_table(table.replace_schema_metadata({b"pandas": b"{\x01"}), path)
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read_table(path, ["age"])

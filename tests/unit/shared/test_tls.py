@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ssl
 from collections.abc import Callable
@@ -170,3 +171,66 @@ def test_a_servers_certificate_is_judged(authority: MakeAuthority) -> None:
     check_server_certificate(good, theirs.certificate_pem + ours.certificate_pem, "example.org:1")
     with pytest.raises(CertificateError, match=r"of example\.org:1 is of another authority"):
         check_server_certificate(good, theirs.certificate_pem, "example.org:1")
+
+
+# --- malformed within: what is read only when it is asked for -------------------------------------
+
+CURVE = bytes.fromhex("06082a8648ce3d030107")
+"""The object identifier of P-256 in DER."""
+
+
+def spoiled(pem: bytes, old: bytes, new: bytes) -> bytes:
+    der = ssl.PEM_cert_to_DER_cert(pem.decode())
+    assert old in der
+    return ssl.DER_cert_to_PEM_cert(der.replace(old, new)).encode()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (CURVE, CURVE[:-1] + b"\x63"),  # a curve that nobody knows
+        (b"\x0c\x05north", b"\x0c\x04north"),  # a name that is longer than it says
+        (b"\x17\x0d", b"\x17\x0c"),  # a date likewise
+        (b"\x03\x42\x00\x04", b"\x03\x42\x00\x05"),  # a key that is no point
+    ],
+)
+def test_a_certificate_that_is_malformed_within(
+    tmp_path: Path, authority: MakeAuthority, old: bytes, new: bytes
+) -> None:
+    ours = authority("ours")
+    issued = ours.issue_site("north")
+    paths = files(tmp_path, ours, issued)
+    bad = spoiled(issued.certificate_pem, old, new)
+    paths["certificate"].write_bytes(bad)
+
+    with pytest.raises(CertificateError):
+        load_identity(**paths)
+    with pytest.raises(CertificateError):
+        check_server_certificate(bad, ours.certificate_pem, "localhost:1")
+
+
+def test_bytes_around_a_certificate_do_not_matter(tmp_path: Path, authority: MakeAuthority) -> None:
+    ours = authority("ours")
+    issued = ours.issue_site("north")
+    paths = files(tmp_path, ours, issued)
+    paths["certificate"].write_bytes(issued.certificate_pem + b"\xdc and a note\n")
+    assert load_identity(**paths).fingerprint == issued.fingerprint
+
+
+def test_a_server_that_shows_no_certificate(authority: MakeAuthority) -> None:
+    with pytest.raises(CertificateError, match="the certificate of localhost:1: not a PEM"):
+        check_server_certificate(b"", authority("ours").certificate_pem, "localhost:1")
+
+
+def test_a_key_on_a_curve_that_nobody_knows(tmp_path: Path, authority: MakeAuthority) -> None:
+    ours = authority("ours")
+    issued = ours.issue_site("north")
+    paths = files(tmp_path, ours, issued)
+    lines = issued.key_pem.decode().splitlines()
+    der = base64.b64decode("".join(lines[1:-1])).replace(CURVE, CURVE[:-1] + b"\x63")
+    pem = f"{lines[0]}\n{base64.encodebytes(der).decode()}{lines[-1]}\n"
+    paths["key"].write_text(pem)
+    with pytest.raises(CertificateError, match="not an unencrypted PEM private key"):
+        load_identity(**paths)
+    with pytest.raises(CertificateError, match="not an unencrypted PEM private key"):
+        read_key(paths["key"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,6 +22,13 @@ from hanse.tasks.image.expected import (
     same_length,
 )
 
+_BROKEN = (
+    *(OSError, EOFError, ValueError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+    *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError),  # of numpy's headers
+)
+"""What zipfile and numpy raise on archives that are damaged."""
+
 
 def read(path: Path, expected: Expected) -> tuple[Pixels, Labels]:
     """Read an NPZ archive.
@@ -35,7 +43,7 @@ def read(path: Path, expected: Expected) -> tuple[Pixels, Labels]:
         with zipfile.ZipFile(path) as archive:
             images = _read_array(archive, "images", path, expected)
             labels = _read_array(archive, "labels", path, None)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as broken:
+    except _BROKEN as broken:
         raise DataError(f"{path.name}: cannot be read ({type(broken).__name__})") from broken
     same_length(len(images), len(labels), path.name)
     return expected.arrange(images, path.name), expected.number(labels, path.name)
@@ -46,6 +54,9 @@ def _read_array(
 ) -> npt.NDArray[Any]:
     if f"{name}.npy" not in archive.namelist():
         raise DataError(f"{path.name}: lacks the array {name}")
+    packing = archive.getinfo(f"{name}.npy").compress_type
+    if packing not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{path.name}: {name} are packed in another way than numpy does")
     with archive.open(f"{name}.npy") as member:
         shape, dtype = _read_header(member)
     if images is None:

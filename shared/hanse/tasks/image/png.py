@@ -37,8 +37,10 @@ def read(folder: Path, expected: Expected) -> tuple[Pixels, Labels]:
         for path in sorted((folder / name).glob("*.png"))
     ]
     same_length(len(files), len(files), folder.name)
-    pixels = np.empty((len(files), *expected.shape), dtype=np.uint8)
-    for row, (path, _) in enumerate(files):
+    first = _read_image(files[0][0], expected)  # before memory is taken for as many of its size
+    pixels = np.empty((len(files), *first.shape), dtype=np.uint8)
+    pixels[0] = first
+    for row, (path, _) in enumerate(files[1:], start=1):
         pixels[row] = _read_image(path, expected)
     return pixels, np.array([number for _, number in files], dtype=np.int64)
 
@@ -57,6 +59,7 @@ def _check_folders(folder: Path, expected: Expected) -> None:
 def _read_image(path: Path, expected: Expected) -> Pixels:
     channels, height, width = expected.shape
     pillow = _pillow()
+    bomb = pillow.DecompressionBombError
     try:
         with pillow.open(path, formats=("PNG",)) as image:  # reads the header alone
             if image.size != (width, height):
@@ -66,7 +69,13 @@ def _read_image(path: Path, expected: Expected) -> Pixels:
                     remedy="Resize the images, or correct task.options.shape.",
                 )
             pixels = np.asarray(image.convert(_MODES[channels]), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError) as broken:  # Pillow raises all of them
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        MemoryError,
+        bomb,
+    ) as broken:  # Pillow raises them all
         raise DataError(f"{path.parent.name}/{path.name}: cannot be read as PNG") from broken
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 

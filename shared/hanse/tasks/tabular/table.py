@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -131,7 +132,7 @@ def _read_frame(path: Path, wanted: Collection[str]) -> pd.DataFrame:
         raise DataError(f"{path.name}: holds no columns") from nothing
     except pd.errors.ParserError as ragged:  # its text has line numbers and counts, no values
         raise DataError(f"{path.name}: {str(ragged).strip()}") from ragged
-    except (pa.ArrowException, OSError) as malformed:
+    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as malformed:
         raise DataError(
             f"{path.name}: cannot be read as a table ({type(malformed).__name__})",
             remedy="Check that it is a CSV or Parquet file, whole and readable.",
