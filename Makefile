@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench chaos soak
+.PHONY: help setup demo test lint format bench chaos soak fuzz
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ chaos: .venv/dev  ## run RUNS=100 federations through faults drawn from SEED=1, 
 
 soak: .venv/dev  ## run ROUNDS=2000 rounds with faults from SEED=1: nothing may grow
 	$(BIN)/python -m tests.faults.chaos.soak --rounds $(or $(ROUNDS),2000) --seed $(or $(SEED),1)
+
+fuzz: .venv/dev  ## RUNS=1000000 damaged inputs over all decoders, or over TARGET=jobs alone
+	$(BIN)/python -m tests.fuzz.run --runs $(or $(RUNS),1000000) $(TARGET:%=--target %) \
+		$(SEED:%=--seed %) $(INPUT:%=--input %)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv .venv
