@@ -257,10 +257,12 @@ def test_a_trail_that_tells_of_data_of_no_account_is_refused(
         recount([line])
 
 
-def test_a_ledger_whose_text_is_none_is_broken(files: Files) -> None:
+def test_a_ledger_whose_table_has_no_text_for_a_name_is_broken(files: Files) -> None:
     written(files)
     edit(files[0], "PRAGMA journal_mode = DELETE")
-    files[0].write_bytes(files[0].read_bytes().replace(b"content TEXT", b"\xdb\xdbntent TEXT"))
+    data = files[0].read_bytes()
+    assert b"tableeventsevents" in data  # type, name, and the name once more
+    files[0].write_bytes(data.replace(b"tableevents", b"table\xdb\xdbents"))
     with pytest.raises(LedgerError):
         read_ledger(files[0])
 

@@ -128,11 +128,12 @@ def test_values_of_another_type_are_refused(
     outbox.close()
 
 
-def test_a_table_whose_text_is_none_is_refused(path: Path) -> None:
+def test_a_table_whose_name_is_no_text_is_refused(path: Path) -> None:
     Outbox(path).close()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA journal_mode = DELETE")
-    old, new = b"TABLE reply (\n    instr", b"TABLE reply (\n    \xdb\xdb\xdbtr"
-    path.write_bytes(path.read_bytes().replace(old, new))
+    data = path.read_bytes()
+    assert b"tablereplyreply" in data  # type, name, and the name once more
+    path.write_bytes(data.replace(b"tablereply", b"table\xdb\xdbply"))
     with pytest.raises(OutboxError):
         Outbox(path).put("one", b"", [])

@@ -143,11 +143,12 @@ def test_rows_that_make_no_sense_are_refused(path: Path, column: str, value: str
     journal.close()
 
 
-def test_a_table_whose_text_is_none_is_refused(path: Path) -> None:
+def test_a_table_whose_name_is_no_text_is_refused(path: Path) -> None:
     Journal(path).close()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA journal_mode = DELETE")
     data = path.read_bytes()
-    path.write_bytes(data.replace(b"site TEXT NOT NULL", b"\xdb\xdb\xdb\xdb TEXT NOT NUL("))
+    assert b"tableinstructioninstruction" in data  # type, name, and the name once more
+    path.write_bytes(data.replace(b"tableinstruction", b"table\xdb\xdbstruction"))
     with pytest.raises(WorkspaceError, match="the journal cannot be used"):
         Journal(path).owe([entry("one")])

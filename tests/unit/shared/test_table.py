@@ -126,3 +126,11 @@ def test_a_parquet_whose_notes_are_no_json_is_told(tmp_path: Path) -> None:
     parquet.write_table(table.replace_schema_metadata({b"pandas": b"{\x01"}), path)
     with pytest.raises(DataError, match="cannot be read as a table"):
         read_table(path, ["age"])
+
+
+def test_a_parquet_whose_text_is_none_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "ward.parquet"
+    text = pa.array([b"ill", b"\xfell"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"outcome": text}), path)
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read_table(path, ["outcome"])

@@ -120,10 +120,10 @@ def _read_frame(path: Path, wanted: Collection[str]) -> pd.DataFrame:
     try:
         if name.endswith(_PARQUET):
             present = [column for column in parquet.read_schema(path).names if column in wanted]
-            table: pd.DataFrame = parquet.read_table(path, columns=present).to_pandas(
-                ignore_metadata=True
-            )
-            return table
+            table = parquet.read_table(path, columns=present)
+            table.validate(full=True)  # text that is none would be found cell by cell, later
+            frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+            return frame
         if name.endswith(_CSV):
             return _without_shift(path, pd.read_csv(path, dtype=str, encoding="utf-8-sig"))
     except UnicodeDecodeError as foreign:
