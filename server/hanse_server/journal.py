@@ -124,7 +124,7 @@ class Journal:
         query = "SELECT * FROM instruction WHERE id = ?"
         with self._lock, self._errors():
             row = self._db.execute(query, (instruction,)).fetchone()
-        return None if row is None else _entry(row)
+            return None if row is None else _entry(row)
 
     def unsettled(self) -> list[Entry]:
         """All that is not settled, the oldest first."""

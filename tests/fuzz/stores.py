@@ -92,6 +92,7 @@ def journals(folder: Path) -> Target:
         with closing(Journal(path)) as journal:
             journal.unsettled()
             journal.state("a")
+            journal.entry("a")
             journal.owe(entries[:1])
             journal.mark(["b", "c"], State.ABANDONED)
             journal.settle(keep={"b"})

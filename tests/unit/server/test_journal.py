@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -127,19 +128,25 @@ def test_it_is_written_through_to_the_disk(path: Path) -> None:
     journal.close()
 
 
-@pytest.mark.parametrize(("column", "value"), [("state", "rettled"), ("run_id", "y")])
-def test_rows_that_make_no_sense_are_refused(path: Path, column: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "value", "read"),
+    [
+        ("state", "rettled", lambda journal: journal.state("one")),
+        ("state", "rettled", lambda journal: journal.entry("one")),
+        ("run_id", "y", lambda journal: journal.entry("one")),
+        ("run_id", "y", lambda journal: journal.unsettled()),
+        ("run_id", "y", lambda journal: journal.settle()),
+    ],
+)
+def test_rows_that_make_no_sense_are_refused(
+    path: Path, column: str, value: str, read: Callable[[Journal], object]
+) -> None:
     journal = Journal(path)
     journal.owe([entry("one")])
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"UPDATE instruction SET {column} = ?", (value,))  # noqa: S608
     with pytest.raises(WorkspaceError, match="the journal cannot be used"):
-        journal.unsettled()
-    with pytest.raises(WorkspaceError, match="the journal cannot be used"):
-        journal.settle()
-    if column == "state":
-        with pytest.raises(WorkspaceError, match="the journal cannot be used"):
-            journal.state("one")
+        read(journal)
     journal.close()
 
 
