@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hanse.durable import DAMAGE
 from hanse.errors import OutboxError
 
 T = TypeVar("T")
@@ -138,14 +139,14 @@ class Outbox:
                         sha.update(data)
                         size += len(data)
                     yield Held(instruction, _held(path, header, bytes), sha.hexdigest(), size)
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except DAMAGE as error:
             raise OutboxError(f"{path}: {error}") from error
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged file's text may be none
+        except DAMAGE as error:
             raise OutboxError(f"{self._path}: {error}") from error
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from hanse.durable import DAMAGE
 from hanse.errors import WorkspaceError
 
 KEEP_SECONDS = 7 * 24 * 3600.0
@@ -151,7 +152,7 @@ class Journal:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, ValueError, TypeError, IndexError) as error:  # or rows that are none
+        except (*DAMAGE, ValueError, TypeError, IndexError) as error:  # or rows that are none
             raise WorkspaceError(
                 f"{self._path}: the journal cannot be used: {error}",
                 remedy="Make room on the disk and check the permissions of the workspace.",

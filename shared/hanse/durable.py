@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
+
+DAMAGE = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+"""What SQLite raises on a damaged file: some text in it may be none, and of some values it says
+that they take more memory than there is, without having asked for any."""
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -341,7 +341,8 @@ def from_site(folder: Path) -> Target:
         for begin in ([], [pb.SiteFrame(hello=hello).SerializeToString()])
         for content in _contents()
     ]
-    return Target(run=run, seeds=seeds, mutate=_change_stream(pb.SiteFrame))
+    mutate = _change_stream(pb.SiteFrame)
+    return Target(run=run, seeds=seeds, mutate=mutate, close=journal.close)
 
 
 class _Worker:
@@ -383,6 +384,10 @@ class AskedSite:
         config = ConfigRecord({JOB: text.decode("utf-8", "replace"), ROUND: 1})
         content = RecordDict({ARRAYS: self._model, CONFIG: config})
         self._harbour.runtime.accept(open_envelope(TO_HARBOUR, content))
+
+    def close(self) -> None:
+        """Close the site's ledger."""
+        self._harbour.ledger.close()
 
 
 def to_site(folder: Path) -> Target:
@@ -435,4 +440,11 @@ def to_site(folder: Path) -> Target:
         pack([b"\1", *_stream_of(each, TO_HARBOUR, pb.ServerFrame), other.SerializeToString()])
         for each, other in zip(_contents(), others, strict=False)
     ]
-    return Target(run=run, seeds=seeds, mutate=_change_stream(pb.ServerFrame))
+
+    def close() -> None:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        outbox.close()
+        harbour.ledger.close()
+
+    return Target(run=run, seeds=seeds, mutate=_change_stream(pb.ServerFrame), close=close)

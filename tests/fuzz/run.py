@@ -12,6 +12,7 @@ import secrets
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,8 +136,11 @@ def fuzz_all(names: list[str], runs: int, seed: int) -> int:
 
 def replay(name: str, path: Path) -> None:
     """Run one input, and let out what it raises."""
-    with tempfile.TemporaryDirectory(dir=_folder()) as folder:
-        TARGETS[name](Path(folder)).run(path.read_bytes())
+    with (
+        tempfile.TemporaryDirectory(dir=_folder()) as folder,
+        closing(TARGETS[name](Path(folder))) as target,
+    ):
+        target.run(path.read_bytes())
     print("the input was taken")
 
 

@@ -17,6 +17,7 @@ from hanse_client.site import load_site
 from hanse_server.provisioning.kit import site_toml
 from hanse_server.register import Register, add_site, remove_site
 
+from tests.fuzz.frames import AskedSite
 from tests.fuzz.mutation import change_bytes, change_json, change_tree
 from tests.fuzz.target import Target
 
@@ -129,6 +130,5 @@ def instructed_jobs(folder: Path) -> Target:
     for example in _example_jobs():
         path.write_bytes(example)
         seeds.append(load_job(path).instruction.encode())
-    from tests.fuzz.frames import AskedSite
-
-    return Target(run=AskedSite(folder, *_SHIPPED).ask, seeds=seeds, mutate=change_json)
+    asked = AskedSite(folder, *_SHIPPED)
+    return Target(run=asked.ask, seeds=seeds, mutate=change_json, close=asked.close)

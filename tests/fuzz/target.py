@@ -21,11 +21,13 @@ class Target:
         seeds: inputs to begin with, made by code from valid objects.
         mutate: changes an input in the terms of its format, so that what is behind checksums
             and parsers is reached; changes of bytes come from the fuzzer.
+        close: gives back what it holds open.
     """
 
     run: Callable[[bytes], object]
     seeds: Sequence[bytes]
     mutate: Mutate | None = None
+    close: Callable[[], object] = lambda: None
 
 
 def each(*attempts: Callable[[], object]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -34,7 +35,7 @@ def test_nothing_but_refusals_comes_of_damaged_inputs(name: str, tmp_path: Path)
     inputs = len(target.seeds) + 20 + int(INPUTS * SHARES[name] / sum(SHARES.values()))
     print(f"HANSE_FUZZ_SEED={SEED}")
 
-    with bounded_memory():
+    with closing(target), bounded_memory():
         watch = fuzz(target, inputs, Random(SEED))
 
     assert watch.inputs == inputs
@@ -44,12 +45,12 @@ def test_nothing_but_refusals_comes_of_damaged_inputs(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_first_seed_is_taken(name: str, tmp_path: Path) -> None:
     """Else the fuzzer would see nothing but the first check."""
-    target = TARGETS[name](tmp_path)
-    if name == "instructed-jobs":  # that site has no data of the shipped tasks
-        with pytest.raises(DataError):
+    with closing(TARGETS[name](tmp_path)) as target:
+        if name == "instructed-jobs":  # that site has no data of the shipped tasks
+            with pytest.raises(DataError):
+                target.run(target.seeds[0])
+        else:
             target.run(target.seeds[0])
-    else:
-        target.run(target.seeds[0])
 
 
 # --- the watch itself -----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanse.durable import sync_folder
+from hanse.durable import DAMAGE, sync_folder
 from hanse.errors import LedgerBrokenError, LedgerError
 
 GENESIS = "0" * 64
@@ -126,7 +126,7 @@ class Chain:
                 yield
             except sqlite3.OperationalError as failure:
                 raise LedgerError(f"{self.name}: {failure}") from failure
-            except (sqlite3.Error, UnicodeDecodeError) as damage:  # its text may be none
+            except DAMAGE as damage:
                 raise LedgerBrokenError(f"{self.name}: {damage}") from damage
 
     def close(self) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 from hanse.errors import TrailError
 
+SENSELESS = (KeyError, TypeError, AttributeError, ValueError, OverflowError, OSError)
+"""What comes of a line that no server wrote, in which values are of any type."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -83,7 +86,7 @@ class Account:
                 step(self, line)
             except TrailError as wrong:
                 raise TrailError(f"line {self.lines} of the trail: {wrong.message}") from wrong
-            except (KeyError, TypeError, ValueError, AttributeError) as senseless:
+            except SENSELESS as senseless:
                 raise TrailError(
                     f"line {self.lines} of the trail, {line.get('event')}, makes no sense"
                 ) from senseless

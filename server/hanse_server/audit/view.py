@@ -15,13 +15,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hanse_server.audit.account import SENSELESS
 from hanse_server.audit.compare import compare
 from hanse_server.audit.verify import verify_trail
 from hanse_server.terms import REASON_LENGTH
 from hanse_server.workspace import audit_path, read_run
-
-_SENSELESS = (KeyError, TypeError, AttributeError, ValueError, OverflowError, OSError)
-"""What comes of a line that no server wrote, in which values are of any type."""
 
 
 def audit_result(
@@ -48,7 +46,7 @@ def audit_result(
     lines = trail_lines(path, TrailError)
     try:
         result["lines"] = [line for line in lines if _tells_of(line, site, number)]
-    except _SENSELESS as senseless:
+    except SENSELESS as senseless:
         raise TrailError(f"{path}: a line is not what a server writes") from senseless
     return result | {"last": last_digest(path)}
 
@@ -81,7 +79,7 @@ def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
             *(str(line.get(key, "")) for key in ("site", "type", "round", "bytes")),
             _what(line),
         )
-    except _SENSELESS as senseless:
+    except SENSELESS as senseless:
         raise TrailError(
             f"a line of the trail, {line.get('event')}, cannot be shown"
         ) from senseless

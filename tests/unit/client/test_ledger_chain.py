@@ -19,6 +19,7 @@ from hanse_client.ledger.verify import verify_ledger
 from hanse_client.recount import recount
 
 from tests.charges import BUDGET, CHARGE, DATA, instruction, reserve
+from tests.sqlite_files import enlarge_row, rename_table
 
 Files = tuple[Path, Path]
 
@@ -257,14 +258,13 @@ def test_a_trail_that_tells_of_data_of_no_account_is_refused(
         recount([line])
 
 
-def test_a_ledger_whose_table_has_no_text_for_a_name_is_broken(files: Files) -> None:
+@pytest.mark.parametrize("damage", [lambda p: rename_table(p, "events"), enlarge_row])
+def test_a_file_damaged_by_a_disk_is_refused(files: Files, damage: Callable[[Path], None]) -> None:
     written(files)
-    edit(files[0], "PRAGMA journal_mode = DELETE")
-    data = files[0].read_bytes()
-    assert b"tableeventsevents" in data  # type, name, and the name once more
-    files[0].write_bytes(data.replace(b"tableevents", b"table\xdb\xdbents"))
-    with pytest.raises(LedgerError):
-        read_ledger(files[0])
+    damage(files[0])
+    for read in (read_ledger, Ledger):
+        with pytest.raises(LedgerError):
+            read(files[0])
 
 
 def test_an_account_that_is_no_number_is_refused() -> None:

@@ -11,6 +11,8 @@ import pytest
 from hanse.errors import OutboxError
 from hanse_client.outbox import Outbox
 
+from tests.sqlite_files import enlarge_row, rename_table
+
 BODY = [(0, b"abc"), (3, b"defg"), (7, b"h")]
 
 
@@ -128,12 +130,11 @@ def test_values_of_another_type_are_refused(
     outbox.close()
 
 
-def test_a_table_whose_name_is_no_text_is_refused(path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda p: rename_table(p, "reply"), enlarge_row])
+def test_a_file_damaged_by_a_disk_is_refused(path: Path, damage: Callable[[Path], None]) -> None:
     Outbox(path).close()
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA journal_mode = DELETE")
-    data = path.read_bytes()
-    assert b"tablereplyreply" in data  # type, name, and the name once more
-    path.write_bytes(data.replace(b"tablereply", b"table\xdb\xdbply"))
+    damage(path)
     with pytest.raises(OutboxError):
-        Outbox(path).put("one", b"", [])
+        Outbox(path)
+    with pytest.raises(OutboxError):
+        list(Outbox.look_into(path))

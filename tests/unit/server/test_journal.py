@@ -12,6 +12,8 @@ import pytest
 from hanse.errors import WorkspaceError
 from hanse_server.journal import KEEP_SECONDS, Entry, Journal, State
 
+from tests.sqlite_files import enlarge_row, rename_table
+
 
 def entry(name: str, site: str = "north") -> Entry:
     return Entry(instruction=name, run_id=2**64 - 1, site=site, message_type="train", group_id="3")
@@ -150,12 +152,9 @@ def test_rows_that_make_no_sense_are_refused(
     journal.close()
 
 
-def test_a_table_whose_name_is_no_text_is_refused(path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda p: rename_table(p, "instruction"), enlarge_row])
+def test_a_file_damaged_by_a_disk_is_refused(path: Path, damage: Callable[[Path], None]) -> None:
     Journal(path).close()
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA journal_mode = DELETE")
-    data = path.read_bytes()
-    assert b"tableinstructioninstruction" in data  # type, name, and the name once more
-    path.write_bytes(data.replace(b"tableinstruction", b"table\xdb\xdbstruction"))
+    damage(path)
     with pytest.raises(WorkspaceError, match="the journal cannot be used"):
-        Journal(path).owe([entry("one")])
+        Journal(path)
