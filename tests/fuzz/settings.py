@@ -17,8 +17,8 @@ from hanse_client.site import load_site
 from hanse_server.provisioning.kit import site_toml
 from hanse_server.register import Register, add_site, remove_site
 
-from tests.fuzz.frames import AskedSite
 from tests.fuzz.mutation import change_bytes, change_json, change_tree
+from tests.fuzz.site_link import AskedSite
 from tests.fuzz.target import Target
 
 _SHIPPED = ("image", "tabular")

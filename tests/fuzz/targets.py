@@ -6,20 +6,21 @@ from collections.abc import Mapping
 
 from tests.fuzz import (
     checkpoints,
-    frames,
     identities,
     readers,
     secure,
+    server_link,
     server_trail,
     settings,
+    site_link,
     stores,
 )
 from tests.fuzz.target import Open
 
 TARGETS: Mapping[str, Open] = {
-    "contents": frames.contents,
-    "frames-from-site": frames.from_site,
-    "frames-to-site": frames.to_site,
+    "contents": server_link.replies,
+    "frames-from-site": server_link.from_site,
+    "frames-to-site": site_link.to_site,
     "instructed-jobs": settings.instructed_jobs,
     "jobs": settings.jobs,
     "sites": settings.sites,
