@@ -14,7 +14,7 @@ from hanse.errors import LedgerError
 from hanse.privacy.accounting import Charges
 from hanse_client import gates
 from hanse_client.gates.ledger import reserve
-from hanse_client.ledger import Ledger, Reservation, events
+from hanse_client.ledger import Instruction, Ledger, Reservation, events
 from hanse_client.ledger.book import Account
 from hanse_client.ledger.chain import Chain, Row
 from hanse_client.runtime import Resolve
@@ -62,15 +62,21 @@ def released_without_a_charge(ground: Ground) -> None:
 
 def a_replay_is_never_charged(ground: Ground) -> None:
     """Whatever was charged for a message before stands for it now."""
+    charge, first = Ledger.reserve, dict[str, int]()
 
-    def abandoned(self: Ledger, account: Account, instruction: Any, charge: Any) -> int | None:
-        rows = [
-            row
-            for row, entry in account.entries.items()
-            if entry.instruction.message_id == instruction.message_id
-        ]
-        return rows[0] if rows else None
+    def remembering(
+        self: Ledger, fingerprints: Sequence[str], instruction: Instruction, **terms: Any
+    ) -> Reservation:
+        reservation = charge(self, fingerprints, instruction, **terms)
+        first.setdefault(instruction.message_id, reservation.row)
+        return reservation
 
+    def abandoned(
+        self: Ledger, account: Account, instruction: Instruction, charge: Any
+    ) -> int | None:
+        return first.get(instruction.message_id)
+
+    ground.patch.setattr(Ledger, "reserve", remembering)
     ground.patch.setattr(Ledger, "_abandoned", abandoned)
 
 
