@@ -197,6 +197,7 @@ def test_a_restarted_server_accepts_the_reply_again_and_both_trails_agree(
 ) -> None:
     (tmp_path / "site").mkdir()
     here = Harbour(tmp_path / "site", site(tmp_path / "site"))
+    here._context.node_id = node_id_of("harbour")
     executed: list[str] = []
 
     def serve(asked: Message) -> Message:

@@ -134,7 +134,7 @@ class Session:
 
     def dismiss(self, error: HanseError, *, retry: bool) -> None:
         """End the stream and say why."""
-        self.duplex.close(pb.ServerFrame(goodbye=goodbye(error, retry=retry)))
+        self.duplex.close(pb.ServerFrame(goodbye=goodbye(error, retry=retry)), stay=True)
 
     def farewell(self) -> None:
         """End the stream because the server stops."""

@@ -82,9 +82,16 @@ class Duplex(Generic[F]):
         self._heartbeat = heartbeat
         self._heard_at = time.monotonic()
         self._farewell = asyncio.Event()
+        self._stays = False
 
-    def close(self, last: F) -> None:
-        """Send what was put and ``last``, then end the stream; what comes in is dropped."""
+    def close(self, last: F, *, stay: bool = False) -> None:
+        """Send what was put and ``last``, then end the stream; what comes in is dropped.
+
+        Args:
+            stay: leave it to the peer to end the stream once it has read the last word, for a
+                moment: an end that overtakes the peer's own frames takes the word with it.
+        """
+        self._stays = stay
         self.outgoing.put(last)
         self.outgoing.close()
         self._farewell.set()
@@ -122,6 +129,8 @@ class Duplex(Generic[F]):
         async with aclosing(aiter(self.outgoing)) as frames:
             async for frame in frames:
                 await stream.write(frame)
+        if self._stays:
+            await asyncio.sleep(LINGER_SECONDS)
         return "this side ended the stream"
 
     async def _receive(self, stream: Any, on_frame: Callable[[Any], Awaitable[None]]) -> str:

@@ -119,6 +119,29 @@ def test_a_farewell_that_cannot_be_sent_does_not_hold_the_stream(
     assert asyncio.run(main()) == "this side ended the stream"
 
 
+@pytest.mark.parametrize(
+    ("peer_ends", "why"),
+    [(True, "the other side ended the stream"), (False, "this side ended the stream")],
+)
+def test_a_last_word_is_left_a_moment_to_be_read(
+    monkeypatch: pytest.MonkeyPatch, peer_ends: bool, why: str
+) -> None:
+    monkeypatch.setattr(duplex, "LINGER_SECONDS", 0.3)
+
+    async def main() -> str:
+        wire, end = Wire(), Duplex("beat")
+        end.close("goodbye", stay=True)
+        running = asyncio.create_task(end.run(wire, ignore, heartbeat_seconds=60))
+        await asyncio.sleep(0.1)
+        assert wire.written[-1] == "goodbye"
+        assert not running.done()
+        if peer_ends:
+            await wire.incoming.put(grpc.aio.EOF)
+        return await running
+
+    assert asyncio.run(main()) == why
+
+
 def test_an_error_on_a_frame_ends_the_stream() -> None:
     async def refuse(frame: str) -> None:
         raise ValueError(frame)
