@@ -89,7 +89,7 @@ class _Told(BaseModel):
     time: Annotated[float, Field(ge=0.0, lt=2.0**33)]
     event: str
     type: str = ""
-    round: int = 0
+    round: int | str = ""  # of a reply, what the server calls its group
     bytes: int = 0
     reason: str | None = None
     account: int = 0

@@ -171,3 +171,10 @@ def test_a_line_that_cannot_be_shown_is_damage(site: Site, line: dict[str, objec
 def test_a_line_that_tells_half_is_shown(site: Site, more: dict[str, object]) -> None:
     line = {"time": 1.0, "event": "charged", **more}
     assert "charged" in printed(audit_view([line]))
+
+
+def test_a_round_is_shown_as_the_server_calls_it(site: Site) -> None:
+    line = {"time": 1.0, "event": "released", "type": "train", "round": "1", "kinds": {}}
+    audit_path(site).parent.mkdir(parents=True, exist_ok=True)
+    audit_path(site).write_text(json.dumps(line) + "\n")
+    assert audit_result(site)["lines"] == [line]
