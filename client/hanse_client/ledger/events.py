@@ -131,7 +131,11 @@ class Unprotected(_OfInstruction):
 
 Event = AccountOpened | DataAdopted | Charged | ChargeReleased | ChargeTakenBack | Unprotected
 
-_ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+_ADAPTER: TypeAdapter[Event] = TypeAdapter(
+    Annotated[Event, Field(discriminator="kind")],
+    # Ids come once: pydantic would keep the last 16,384 of them.
+    config=ConfigDict(cache_strings="keys"),
+)
 
 
 def write(event: Event) -> str:
