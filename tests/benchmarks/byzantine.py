@@ -1,7 +1,7 @@
 """Ten sites on MNIST of which two or three are hostile: accuracy (%) by strategy and attack.
 
 An MLP of 50,890 weights on the first 10,000 training images, split over the sites by
-Dirichlet(0.5), 20 rounds of one local epoch, judged on the 10,000 test images. Hostile sites train
+Dirichlet(0.5), 10 rounds of one local epoch, judged on the 10,000 test images. Hostile sites train
 as they should, and send in place of their update: its negative (``flipped``), a hundred times it
 (``scaled``), normal numbers of ten times its norm (``random``), or NaN. Every strategy is told how
 many are hostile, where it can be; Bulyan is told of one, the most that it takes among ten sites.
@@ -33,7 +33,7 @@ from hanse_server.simulation.sites import lay_out
 from hanse_server.workspace import Workspace, read_history
 from torch import Tensor
 
-SITES, ROUNDS, SEED = 10, 20, 1
+SITES, ROUNDS, SEED = 10, 10, 1
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "test-images-idx3-ubyte.gz"
 HOSTILE = (2, 3)
 

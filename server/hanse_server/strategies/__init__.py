@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord
@@ -32,15 +32,6 @@ FLOWER = (
     "QFedAvg",
 )
 """The strategies of Flower that go by their own name."""
-
-
-_LEAST: dict[str, Callable[[int], int]] = {
-    "Krum": lambda hostile: 2 * hostile + 3,
-    "MultiKrum": lambda hostile: 2 * hostile + 3,
-    "Bulyan": lambda hostile: 4 * hostile + 3,
-}
-"""Results that a strategy needs to withstand so many hostile ones (Blanchard et al. 2017, arXiv
-1703.02757; El Mhamdi et al. 2018, arXiv 1802.07927)."""
 
 
 @runtime_checkable
@@ -99,16 +90,19 @@ def _flower_strategy(job: Job) -> Strategy:
 
 
 def _check_enough(job: Job) -> None:
-    """Refuse a quorum with which a robust strategy cannot withstand what it is told to."""
+    """Refuse a quorum with which Flower's Bulyan would make no model.
+
+    It needs 4 f + 3 results to withstand f hostile ones (El Mhamdi et al. 2018, arXiv 1802.07927).
+    """
     choice = job.strategy
     hostile = choice.options.get("num_malicious_nodes", 0)
-    if choice.name not in _LEAST or not isinstance(hostile, int):
+    if choice.name != "Bulyan" or not isinstance(hostile, int):
         return
-    needed = _LEAST[choice.name](hostile)
-    if hostile and choice.quorum < needed:
+    needed = 4 * hostile + 3
+    if choice.quorum < needed:
         raise StrategyError(
-            f"{choice.name} withstands num_malicious_nodes = {hostile} among {needed} results or "
-            f"more, and strategy.quorum = {choice.quorum}",
+            f"Bulyan withstands num_malicious_nodes = {hostile} among {needed} results or more, "
+            f"and strategy.quorum = {choice.quorum}",
             remedy=f"Set strategy.quorum to {needed} at least, or lower num_malicious_nodes.",
         )
 
