@@ -18,8 +18,8 @@ from hanse_client.books import audit_path
 from hanse_client.site import load_site
 from hanse_server.demo.federation import HOST, DemoFederation, set_up
 from hanse_server.demo.processes import hanse_command
+from hanse_server.history import read_history
 from hanse_server.status import read_status
-from hanse_server.workspace import read_history
 
 
 class Hospitals:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 
@@ -11,6 +10,7 @@ from hanse.config import validate
 from hanse.errors import JobError, PolicyError
 from hanse.flower import CONFIG, JOB, PROXIMAL_MU, ROUND, only_arrays
 from hanse.job import FOR_SITES, Job
+from hanse.parsing import parse_json
 from hanse.plain import plain
 
 LONGEST_JOB = 1_000_000
@@ -46,8 +46,8 @@ def read_job(text: str) -> Job:
         JobError: if it describes none, or says what is no business of a site.
     """
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as malformed:
+        data = parse_json(text)
+    except ValueError as malformed:
         raise JobError(f"{JOB} is not JSON: {malformed}") from malformed
     job = validate(data, Job, JobError, where=JOB)
     foreign = sorted(job.model_fields_set - set(FOR_SITES))

@@ -12,9 +12,10 @@ from torch import Tensor
 from hanse_server import checkpoint
 from hanse_server.checkpoint import Checkpoint, Progress
 from hanse_server.durable import kept_in
+from hanse_server.history import RoundRecord
 from hanse_server.spending import Spending
 from hanse_server.statement import model_statement
-from hanse_server.workspace import RoundRecord, Workspace
+from hanse_server.workspace import Workspace
 
 
 class Archive:

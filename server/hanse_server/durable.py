@@ -47,3 +47,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
     sync_folder(path.parent)
+
+
+def unreadable(file: Path, why: str) -> WorkspaceError:
+    """The error of a file of a workspace that is not as it was written."""
+    return WorkspaceError(
+        f"{file} cannot be read: {why}",
+        remedy="Read it with the version that ran it, or restore the file.",
+    )

@@ -156,8 +156,9 @@ class GrpcGrid(HanseGrid):
     def _collect(self, deadline: float) -> Replies:
         try:
             while self._open and (reply := _next(self._collected, deadline)) is not None:
+                owed = self._open.pop(reply.message.metadata.reply_to_message_id, None)
                 message = self._take(reply)
-                if self._open.pop(message.metadata.reply_to_message_id, None) is not None:
+                if owed is not None:  # and not given up meanwhile
                     yield message
         finally:
             self._link.outdate(list(self._open))
@@ -226,7 +227,8 @@ class GrpcGrid(HanseGrid):
 
     def _abandon(self, instructions: set[str]) -> None:
         sites = sorted(self._awaited.pop(each).site for each in instructions)
-        log.warning("no reply in time from %d sites: %s", len(sites), ", ".join(sites[:10]))
+        told = ", ".join(sites[:10])
+        log.warning("going on without the replies of %d sites: %s", len(sites), told)
         self._link.abandon(instructions)
 
 

@@ -13,11 +13,11 @@ from hanse.errors import UpdateError
 from hanse.flower import WEIGHT, Envelope, error_label, open_envelope
 
 from hanse_server.grid import HanseGrid
+from hanse_server.history import MISSING, WORKING, SiteRound
 from hanse_server.metrics import ServerMetrics
 from hanse_server.status import Awaited
 from hanse_server.terms import checked_metrics, checked_terms, reason_of
 from hanse_server.updates import TensorSpec, checked_update
-from hanse_server.workspace import MISSING, WORKING, SiteRound
 
 
 class ReplyDesk:

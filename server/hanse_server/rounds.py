@@ -17,6 +17,7 @@ from hanse.task import load_task
 from hanse_server.archive import Archive
 from hanse_server.checkpoint import Progress
 from hanse_server.grid import HanseGrid
+from hanse_server.history import MISSING, RoundRecord, SiteRound
 from hanse_server.metrics import ServerMetrics
 from hanse_server.model import CentralJudge, initial_weights
 from hanse_server.replies import ReplyDesk
@@ -25,7 +26,7 @@ from hanse_server.spending import FIGURES
 from hanse_server.strategies import Resumable, make_strategy, released_model
 from hanse_server.telling import Teller
 from hanse_server.updates import specs_of
-from hanse_server.workspace import MISSING, RoundRecord, SiteRound, Workspace
+from hanse_server.workspace import Workspace
 
 log = logging.getLogger("hanse.server")
 
@@ -83,7 +84,7 @@ class RoundLoop:
         Raises:
             QuorumError: if ``strategy.patience`` rounds in a row found too few sites.
         """
-        with self._teller:
+        with self._teller.running():
             arrays, progress = self._resume()
             while progress.round < self._job.rounds:
                 number = progress.round + 1

@@ -18,11 +18,12 @@ from hanse.metrics import new_registry
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hanse_server.history import RoundRecord
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import OnRound
 from hanse_server.simulation import EngineName, simulate
 from hanse_server.simulation.sites import lay_out
-from hanse_server.workspace import RoundRecord, Workspace, make_folder
+from hanse_server.workspace import Workspace, make_folder
 
 log = logging.getLogger("hanse.simulation")
 

@@ -26,7 +26,7 @@ from hanse_server.costs import (
     SiteCost,
     Source,
 )
-from hanse_server.workspace import WORKING, RoundRecord, SiteRound
+from hanse_server.history import WORKING, RoundRecord, SiteRound
 
 FIGURES = ("epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate", "steps")
 """What sites may tell of their privacy; functions of no record."""

@@ -12,7 +12,7 @@ import hanse
 from hanse.job import Job
 
 from hanse_server.costs import Kind, SiteCost
-from hanse_server.workspace import RoundRecord
+from hanse_server.history import RoundRecord
 
 UNIT = (
     "One record at one site, of those that it trains on or of those that it holds out to judge "

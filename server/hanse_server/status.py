@@ -15,7 +15,7 @@ from typing import Self
 from hanse.errors import WorkspaceError
 from pydantic import TypeAdapter
 
-from hanse_server.workspace import unreadable
+from hanse_server.durable import unreadable
 
 
 @dataclass(frozen=True, kw_only=True)

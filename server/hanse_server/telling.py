@@ -6,21 +6,20 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from hanse.errors import UpdateError
 from hanse.job import Job
 
 from hanse_server.grid import HanseGrid
+from hanse_server.history import RoundRecord, read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.replies import ReplyDesk
 from hanse_server.secagg.stage import StageDesk
 from hanse_server.status import Refused, Status, StatusFile, clock
-from hanse_server.workspace import RoundRecord, read_history
 
 log = logging.getLogger("hanse.server")
 
@@ -50,20 +49,16 @@ class Teller:
         self._watch = threading.Thread(target=self._look_on, name="teller", daemon=True)
         metrics.rounds_planned.set(job.rounds)
 
-    def __enter__(self) -> Self:
-        self._status.__enter__()
-        self._watch.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._closed.set()
-        self._watch.join()
-        self._status.__exit__(kind, error, trace)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the run lasts."""
+        with self._status:
+            self._watch.start()
+            try:
+                yield
+            finally:
+                self._closed.set()
+                self._watch.join()
 
     def show(
         self,

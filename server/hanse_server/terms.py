@@ -13,8 +13,8 @@ from hanse.flower import TERMS, WEIGHT
 from hanse.identity import METRIC_NAME
 from hanse.plain import plain
 
+from hanse_server.history import Terms
 from hanse_server.strategies.average import only_metrics
-from hanse_server.workspace import Terms
 
 MOST_METRICS = 100
 """Metrics of one reply: their names become labels in Prometheus, and curves of a report."""

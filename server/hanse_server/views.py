@@ -14,11 +14,11 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
+from hanse_server.history import WORKING, RoundRecord, read_history
 from hanse_server.provisioning.federation import Provisioned
 from hanse_server.provisioning.renewal import Ending
 from hanse_server.statement import NO_PRIVACY
 from hanse_server.status import Status, clock
-from hanse_server.workspace import RoundRecord, read_history
 
 
 def run_outcome(job: Job, folder: Path) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def run_outcome(job: Job, folder: Path) -> dict[str, Any]:
             if site["outcome"] == "result":
                 entry["rounds"] += 1
                 entry |= site["metrics"]
-            else:
+            elif site["outcome"] != WORKING:
                 entry["last_failure"] = site["reason"] or site["outcome"]
     return {
         "job": job.name,

@@ -20,6 +20,7 @@ from typing import IO, Any, ClassVar
 
 from hanse.durable import sync_folder
 from hanse.errors import HanseError
+from hanse.parsing import parse_json
 
 GENESIS = "0" * 64
 
@@ -196,8 +197,8 @@ def _end_of_lines(file: IO[bytes], end: int) -> int:
 def _parsed(path: Path, broken: type[HanseError]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, text in enumerate(_texts(path, broken), start=1):
         try:
-            yield text, dict(json.loads(text))
-        except (ValueError, TypeError, RecursionError) as spoiled:
+            yield text, dict(parse_json(text))
+        except (ValueError, TypeError) as spoiled:
             raise broken(f"{path}: line {number} is damaged") from spoiled
 
 

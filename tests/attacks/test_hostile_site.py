@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 from hanse.flower import ARRAYS, to_record, to_tensors
 from hanse.identity import node_id_of
 from hanse_server.checkpoint import load_model
-from hanse_server.workspace import read_history
+from hanse_server.history import read_history
 
 from tests.attacks.hostile_sites import (
     AT_THE_DOOR,

@@ -25,12 +25,13 @@ from hanse.identity import node_id_of
 from hanse.job import Job
 from hanse.metrics import new_registry
 from hanse.simulation import CLIENT_APP, SimulatedSites
+from hanse_server.history import read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import RoundLoop
 from hanse_server.simulation.grid import Engine, LocalGrid
 from hanse_server.simulation.process import ProcessEngine
 from hanse_server.simulation.sites import lay_out
-from hanse_server.workspace import Workspace, read_history
+from hanse_server.workspace import Workspace
 from torch import Tensor
 
 SITES, ROUNDS, SEED = 10, 10, 1

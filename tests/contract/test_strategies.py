@@ -13,11 +13,12 @@ from hanse.examples import example
 from hanse.job import Job, load_job
 from hanse.metrics import new_registry
 from hanse_server.checkpoint import load_model
+from hanse_server.history import RoundRecord, read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.simulation import simulate
 from hanse_server.simulation.sites import sites_of_folder
 from hanse_server.strategies import FLOWER, make_strategy
-from hanse_server.workspace import RoundRecord, Workspace, read_history
+from hanse_server.workspace import Workspace
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "StreamingFedAvg": {"momentum": 0.5, "average_from": 2},

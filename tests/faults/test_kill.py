@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hanse_server.checkpoint import load_model
-from hanse_server.workspace import read_history
+from hanse_server.history import read_history
 
 from tests.hospitals import Hospitals, wait_until
 

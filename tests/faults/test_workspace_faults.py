@@ -14,9 +14,10 @@ from hanse.identity import node_id_of
 from hanse.job import Job
 from hanse_server.archive import Archive
 from hanse_server.checkpoint import Progress
+from hanse_server.history import RoundRecord
 from hanse_server.secagg.transcript import Transcript
 from hanse_server.status import Status, StatusFile, read_status
-from hanse_server.workspace import RoundRecord, Workspace
+from hanse_server.workspace import Workspace
 
 from tests.faults.disks import full_beyond
 from tests.harbour import job

@@ -15,12 +15,13 @@ from hanse.flower import to_record
 from hanse.task import load_task
 from hanse_server.archive import Archive
 from hanse_server.checkpoint import Checkpoint, Progress, load_last, save, save_tensors
+from hanse_server.history import RoundRecord, SiteRound, Terms
 from hanse_server.model import initial_weights
 from hanse_server.report.facts import read_facts
 from hanse_server.secagg.transcript import Transcript
 from hanse_server.status import Awaited, Status, read_status
 from hanse_server.views import run_outcome
-from hanse_server.workspace import RoundRecord, SiteRound, Terms, Workspace
+from hanse_server.workspace import Workspace
 
 from tests.fuzz.mutation import change_bytes, change_json
 from tests.fuzz.target import Mutate, Target, each

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hanse_server.history import read_history
 from hanse_server.provisioning.authority import Authority
-from hanse_server.workspace import read_history
 
 from tests.hospitals import Hospitals, hanse
 

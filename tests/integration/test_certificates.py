@@ -15,11 +15,12 @@ from hanse_client.books import audit_path
 from hanse_client.renew import ask, take
 from hanse_client.site import load_site
 from hanse_server.checkpoint import load_model
+from hanse_server.history import read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.provisioning.federation import Provisioned, provision
 from hanse_server.register import remove_site, retire_site
 from hanse_server.simulation import simulate
-from hanse_server.workspace import Workspace, read_history
+from hanse_server.workspace import Workspace
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.hospitals import Hospitals, wait_until

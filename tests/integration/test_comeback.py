@@ -13,10 +13,11 @@ from hanse.flower import ARRAYS, METRICS, WEIGHT, to_record
 from hanse.job import Job
 from hanse.task import Examples, NoOptions, Task
 from hanse_server.grpc_grid import GrpcGrid
+from hanse_server.history import read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import RoundLoop
 from hanse_server.status import read_status
-from hanse_server.workspace import Workspace, read_history
+from hanse_server.workspace import Workspace
 from prometheus_client import CollectorRegistry
 from torch import Tensor, nn
 

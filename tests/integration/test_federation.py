@@ -16,9 +16,10 @@ from hanse_client.audit import read_audit
 from hanse_client.books import audit_path
 from hanse_client.site import load_site
 from hanse_server.checkpoint import load_model
+from hanse_server.history import read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.simulation import EngineName, simulate
-from hanse_server.workspace import Workspace, read_history
+from hanse_server.workspace import Workspace
 
 from tests.hospitals import Hospitals, hanse, wait_until
 from tests.integration.prometheus_server import Prometheus, run_prometheus

@@ -21,9 +21,10 @@ from hanse.wire.content import describe
 from hanse.wire.protocol import MAJOR, MINOR
 from hanse_client.link import Coordinator
 from hanse_server.checkpoint import load_model
+from hanse_server.history import read_history
 from hanse_server.link.reception import Reception
 from hanse_server.rounds import RoundLoop
-from hanse_server.workspace import Workspace, read_history
+from hanse_server.workspace import Workspace
 
 from tests.contract.dialect import Dialect, descriptor_of_today
 from tests.contract.record_vectors import descriptor_of, echo, site_of, vector_job

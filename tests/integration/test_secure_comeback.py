@@ -19,10 +19,11 @@ from hanse_client.app import make_client_app
 from hanse_server.checkpoint import load_model
 from hanse_server.grid import Replies
 from hanse_server.grpc_grid import GrpcGrid
+from hanse_server.history import RoundRecord, read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import RoundLoop
 from hanse_server.spending import Spending
-from hanse_server.workspace import RoundRecord, Workspace, read_history
+from hanse_server.workspace import Workspace
 from prometheus_client import CollectorRegistry
 
 from tests.fleet import Fleet, plane_job, plane_site

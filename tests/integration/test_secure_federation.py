@@ -20,10 +20,11 @@ from hanse_client.books import audit_path
 from hanse_client.secagg import certified, pin_of
 from hanse_client.site import load_site
 from hanse_server.checkpoint import load_model
+from hanse_server.history import read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.simulation import simulate
 from hanse_server.simulation.sites import sites_of_folder
-from hanse_server.workspace import Workspace, read_history
+from hanse_server.workspace import Workspace
 
 from tests.hospitals import Hospitals, environment, hanse
 

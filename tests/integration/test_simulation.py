@@ -12,8 +12,8 @@ from hanse.errors import JobError, QuorumError
 from hanse.examples import example
 from hanse.job import Job, load_job
 from hanse_server.checkpoint import load_model
+from hanse_server.history import read_history
 from hanse_server.simulate import SimulationRequest, run_simulation
-from hanse_server.workspace import read_history
 
 DATA = example("heart") / "cleveland.csv"
 

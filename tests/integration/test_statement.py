@@ -15,10 +15,11 @@ from hanse.job import Evaluation, Job, load_job
 from hanse.metrics import new_registry
 from hanse.privacy.accounting import Charge, epsilon
 from hanse.simulation import SimulatedSites
+from hanse_server.history import RoundRecord, read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.simulation import simulate
 from hanse_server.simulation.sites import sites_of_folder
-from hanse_server.workspace import RoundRecord, Workspace, read_history
+from hanse_server.workspace import Workspace
 
 
 def job(fraction: float) -> Job:

@@ -31,9 +31,10 @@ from hanse_server.audit.compare import compare
 from hanse_server.audit.verify import verify_trail
 from hanse_server.checkpoint import last_round
 from hanse_server.grpc_grid import GrpcGrid
+from hanse_server.history import RoundRecord, read_history
 from hanse_server.register import remove_site
 from hanse_server.rounds import RoundLoop
-from hanse_server.workspace import RoundRecord, Workspace, read_history
+from hanse_server.workspace import Workspace
 from torch import nn
 
 from tests.contract.record_vectors import site_of

@@ -44,15 +44,13 @@ from hanse.wire.protocol import versions
 
 from hanse_server.audit.digests import metrics_digest, model_digest
 from hanse_server.audit.pace import Pace
+from hanse_server.terms import reason_of
 
 if TYPE_CHECKING:
+    from hanse_server.history import RoundRecord
     from hanse_server.journal import Entry
-    from hanse_server.workspace import RoundRecord
 
 log = logging.getLogger("hanse.server")
-
-REASON_LENGTH = 500
-"""Characters of what a site says of a failure."""
 
 
 class ServerTrail(Trail):
@@ -102,7 +100,7 @@ class ServerTrail(Trail):
 
     def turned_away(self, site: str, fingerprint: str, error: HanseError) -> None:
         """A site was not let in, or was sent away."""
-        told = {"label": error.label, "reason": error.message[:REASON_LENGTH]}
+        told = {"label": error.label, "reason": reason_of(error.message, error.label)}
         self._come_and_go("turned_away", site, fingerprint=fingerprint, **told)
 
     def left(self, site: str, why: str) -> None:
@@ -136,9 +134,7 @@ class ServerTrail(Trail):
         told = {"site": site, **_of(asked), **arrived}
         if reply.has_error():
             label = error_label(reply.error)
-            self.note(
-                "refused", **told, label=label, reason=(reply.error.reason or "")[:REASON_LENGTH]
-            )
+            self.note("refused", **told, label=label, reason=reason_of(reply.error.reason, label))
             return
         metrics = {name: dict(each) for name, each in reply.content.metric_records.items()}
         weight = metrics.get(METRICS, {}).get(WEIGHT)

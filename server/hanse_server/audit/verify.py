@@ -14,7 +14,8 @@ from hanse_server import checkpoint
 from hanse_server.audit.account import Account
 from hanse_server.audit.digests import model_digest
 from hanse_server.audit.trail import went_in
-from hanse_server.workspace import RoundRecord, audit_path, read_history, read_run
+from hanse_server.history import RoundRecord, read_history
+from hanse_server.workspace import audit_path, read_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from rich.text import Text
 
 from hanse_server.demo.federation import DemoFederation
 from hanse_server.demo.processes import Processes
+from hanse_server.history import read_history
 from hanse_server.status import Status, read_status
 from hanse_server.views import status_line
-from hanse_server.workspace import read_history
 
 REFRESH_SECONDS = 0.25
 

@@ -15,10 +15,11 @@ from hanse.parsing import parse_json
 from pydantic import ValidationError
 
 from hanse_server.costs import SiteCost
+from hanse_server.history import RoundRecord, read_history
 from hanse_server.report.sites import SiteFacts, site_facts
 from hanse_server.spending import Spending
 from hanse_server.status import Status, read_status
-from hanse_server.workspace import RoundRecord, read_history, read_run
+from hanse_server.workspace import read_run
 
 COMPLETED = "completed"  # a round's outcome when it reached the quorum
 UNDER_WAY = ("waiting", "training", "evaluating", "checkpointing")  # phases of a server at work

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hanse_server.history import RoundRecord
 from hanse_server.report import formats
 from hanse_server.report.facts import UNDER_WAY, RunFacts
 from hanse_server.report.privacy import NO_PRIVACY, run_costs, took_part, totals
-from hanse_server.workspace import RoundRecord
 
 CARDS_OF_METRICS = 3
 FIRST_METRICS = ("accuracy", "auc", "loss")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from hanse_server.history import RoundRecord, SiteRound
 from hanse_server.report import formats
 from hanse_server.report.curves import COLOURS, Series, draw
 from hanse_server.report.facts import RunFacts
 from hanse_server.report.outline import by_interest
 from hanse_server.report.sites import RESULT
-from hanse_server.workspace import RoundRecord, SiteRound
 
 MAX_METRICS = 8
 """Metrics that get a panel; their names come from sites, and there may be any number."""

@@ -6,11 +6,10 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hanse_server.history import MISSING, WORKING, RoundRecord, SiteRound
 from hanse_server.spending import FIGURES
-from hanse_server.workspace import RoundRecord, SiteRound
 
 RESULT = "result"  # a site's outcome when its update was taken
-MISSING = "missing"  # when none came in time
 REASON_LENGTH = 300  # characters; what a site says of itself may be of any length
 
 
@@ -70,7 +69,8 @@ def site_facts(rounds: Iterable[RoundRecord]) -> tuple[SiteFacts, ...]:
     by_site: dict[str, list[tuple[int, SiteRound]]] = {}
     for record in rounds:
         for name, site in record.sites.items():
-            by_site.setdefault(name, []).append((record.round, site))
+            if site.outcome != WORKING:  # what it is at counts in the round in which it ends
+                by_site.setdefault(name, []).append((record.round, site))
     return tuple(_facts(name, by_site[name]) for name in sorted(by_site))
 
 
@@ -107,7 +107,7 @@ def _failures(rounds: list[tuple[int, SiteRound]]) -> tuple[Failure, ...]:
 
 def _in_words(site: SiteRound) -> str:
     if site.outcome == MISSING:
-        return "no reply by the deadline"
+        return site.reason or "no reply by the deadline"
     if site.reason == site.outcome:
         return ""
     reason = site.reason.removeprefix(f"{site.outcome}: ")

@@ -40,6 +40,7 @@ from hanse.secagg.messages import (
 )
 
 from hanse_server.grid import HanseGrid
+from hanse_server.history import SiteRound
 from hanse_server.metrics import ServerMetrics
 from hanse_server.replies import ReplyDesk
 from hanse_server.secagg.stage import Read, StageDesk, T
@@ -47,7 +48,6 @@ from hanse_server.secagg.total import MaskedSum
 from hanse_server.secagg.transcript import Transcript
 from hanse_server.strategies.average import RunningMetrics
 from hanse_server.updates import TensorSpec, masked_specs
-from hanse_server.workspace import SiteRound
 
 log = logging.getLogger("hanse.server")
 

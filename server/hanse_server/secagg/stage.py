@@ -11,10 +11,10 @@ from hanse.errors import SecureAggregationError
 from hanse.flower import CONFIG, error_label
 
 from hanse_server.grid import HanseGrid
+from hanse_server.history import SiteRound
 from hanse_server.metrics import ServerMetrics
 from hanse_server.status import Awaited
 from hanse_server.terms import reason_of
-from hanse_server.workspace import SiteRound
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ from hanse.errors import SecureAggregationError, StrategyError
 from hanse.job import Job
 
 from hanse_server.grid import HanseGrid
+from hanse_server.history import SiteRound
 from hanse_server.metrics import ServerMetrics
 from hanse_server.secagg.round import SecureOutcome, SecureRound, SessionLostError, Show
 from hanse_server.secagg.transcript import Transcript
 from hanse_server.updates import TensorSpec, specs_of
-from hanse_server.workspace import SiteRound
 
 log = logging.getLogger("hanse.server")
 

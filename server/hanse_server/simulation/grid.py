@@ -69,9 +69,9 @@ class LocalGrid(HanseGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keep messages until their replies are pulled; returns their ids."""
-        numbered = [self._number(message) for message in messages]
-        self._pushed |= {message.metadata.message_id: message for message in numbered}
-        return [message.metadata.message_id for message in numbered]
+        asked = self._ask(messages)
+        self._pushed |= {message.metadata.message_id: message for message in asked}
+        return [message.metadata.message_id for message in asked]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Execute the messages of these ids that were not pulled yet."""
@@ -82,18 +82,16 @@ class LocalGrid(HanseGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Replies:
         """Yield each reply as it is ready; simulated sites take the time they take."""
-        return self._execute([self._number(message) for message in messages])
+        return self._execute(self._ask(messages))
 
     def collect(self, messages: Iterable[Message], *, timeout: float) -> Replies:
         """Yield each reply as it is ready, those to earlier calls first.
 
         Sites are as fast as this machine: who was asked first answers first.
         """
-        numbered = [self._number(message) for message in messages]
-        for message in numbered:
-            self._await(message)
-            self._working[message.metadata.dst_node_id] = message.metadata.group_id
-        self._collecting.append(self._execute(numbered))
+        asked = self._ask(messages)
+        self._working |= {each.metadata.dst_node_id: each.metadata.group_id for each in asked}
+        self._collecting.append(self._execute(asked))
         return self._collect()
 
     def working(self) -> Mapping[int, str]:
@@ -125,24 +123,22 @@ class LocalGrid(HanseGrid):
             self._collecting.popleft()
 
     def _execute(self, messages: Sequence[Message]) -> Replies:
-        for message in messages:
-            self._await(message)
         for reply in self._engine.execute(messages):
             self._awaited.pop(reply.metadata.reply_to_message_id, None)
             self._received += _array_bytes(reply)
             yield reply
 
-    def _await(self, message: Message) -> None:
-        message_id = message.metadata.message_id
-        if message_id not in self._awaited and message_id not in self._given_up:
+    def _ask(self, messages: Iterable[Message]) -> list[Message]:
+        """The messages under ids of their own; from now on their replies are awaited."""
+        asked, now = [], time.time()
+        for message in messages:
+            self._count += 1
+            message_id = f"{self.run_id:016x}{self._count:016x}"
             name = self.site_name(message.metadata.dst_node_id)
-            self._awaited[message_id] = Awaited(site=name, since=time.time(), until=0.0)
+            self._awaited[message_id] = Awaited(site=name, since=now, until=0.0)
             self._sent += _array_bytes(message)
-
-    def _number(self, message: Message) -> Message:
-        self._count += 1
-        message_id = f"{self.run_id:016x}{self._count:016x}"
-        return open_envelope(Envelope.of(message, message_id), message.content)
+            asked.append(open_envelope(Envelope.of(message, message_id), message.content))
+        return asked
 
 
 def context_of(message: Message, site: str) -> Context:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hanse_server.demo.federation import free_ports
-from hanse_server.workspace import read_history
+from hanse_server.history import read_history
 
 from tests.faults.chaos.grounds import Federation, Setting, SmallDisk
 from tests.faults.chaos.links import Link, Links

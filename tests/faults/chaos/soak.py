@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from hanse.errors import HanseError
-from hanse_server.workspace import read_history
+from hanse_server.history import read_history
 
 from tests.faults.chaos.fault import Fault
 from tests.faults.chaos.gauges import HEADING, Course, Gauges

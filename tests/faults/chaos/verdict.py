@@ -15,7 +15,7 @@ from hanse_client.audit import read_chained
 from hanse_client.ledger import Entry, read_ledger, verify
 from hanse_client.outbox import Outbox
 from hanse_server.checkpoint import load_last, load_model
-from hanse_server.workspace import read_history
+from hanse_server.history import read_history
 from torch import Tensor
 
 from tests.faults.chaos.process import FailedRunError

@@ -27,12 +27,12 @@ from hanse.flower import (
     to_tensors,
 )
 from hanse.identity import node_id_of
+from hanse_server.history import Terms
 from hanse_server.metrics import ServerMetrics
 from hanse_server.replies import ReplyDesk
 from hanse_server.simulation.grid import LocalGrid
 from hanse_server.strategies.average import only_metrics
 from hanse_server.updates import specs_of
-from hanse_server.workspace import Terms
 from prometheus_client import CollectorRegistry
 
 MODEL = {"w": torch.zeros(2, 3), "n": torch.tensor(0)}

@@ -19,12 +19,12 @@ from hanse.secagg.fixed_point import FixedPoint
 from hanse.secagg.messages import KEYS, SHARES, SURVIVORS, UNMASK
 from hanse_client.secagg import session
 from hanse_server.checkpoint import load_model
+from hanse_server.history import read_history
 from hanse_server.secagg.round import PHASES
 from hanse_server.secagg.training import _check_summable
 from hanse_server.status import Status
 from hanse_server.strategies import FLOWER
 from hanse_server.updates import specs_of
-from hanse_server.workspace import read_history
 from pydantic import ValidationError
 from scipy import stats
 

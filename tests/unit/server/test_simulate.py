@@ -9,8 +9,8 @@ import pytest
 from hanse.errors import JobError, WorkspaceError
 from hanse.examples import example
 from hanse.job import Job, load_job
+from hanse_server.history import read_history
 from hanse_server.simulate import SimulationRequest, run_simulation
-from hanse_server.workspace import read_history
 
 HEART = example("heart")
 JOB = load_job(HEART / "job-without-privacy.toml").model_copy(update={"rounds": 1})

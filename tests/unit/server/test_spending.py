@@ -9,9 +9,9 @@ from hanse.job import Job
 from hanse.privacy.accounting import Charge, epsilon, epsilon_bound
 from hanse_server import spending
 from hanse_server.costs import CLOSED_FORM, FAST, TARGET, TIGHT, Cost, DataSetCost, SiteCost
+from hanse_server.history import RoundRecord, SiteRound, Terms
 from hanse_server.spending import Spending
 from hanse_server.statement import model_statement, rounded_up
-from hanse_server.workspace import RoundRecord, SiteRound, Terms
 
 
 def job(**privacy: Any) -> Job:

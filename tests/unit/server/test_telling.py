@@ -64,7 +64,8 @@ def until(true: Callable[[], bool]) -> None:
 def test_a_stall_is_told_to_the_log_ever_more_seldom(
     grid: Grid, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with teller(grid, tmp_path) as told:
+    told = teller(grid, tmp_path)
+    with told.running():
         told.show("training", 2, desk=Desk(*NAMES[:7]))  # type: ignore[arg-type]
         time.sleep(0.1)
         assert not caplog.records
@@ -83,7 +84,8 @@ def test_a_stall_is_told_to_the_log_ever_more_seldom(
 
 
 def test_the_status_stays_true_while_nothing_happens(grid: Grid, tmp_path: Path) -> None:
-    with teller(grid, tmp_path) as told:
+    told = teller(grid, tmp_path)
+    with told.running():
         told.show("training", 2, desk=Desk("site-1"))  # type: ignore[arg-type]
         until((tmp_path / "status.json").exists)
         grid.connected.remove("site-1")
@@ -96,7 +98,8 @@ def test_the_status_stays_true_while_nothing_happens(grid: Grid, tmp_path: Path)
 def test_where_nobody_is_awaited_nothing_is_told(
     grid: Grid, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with teller(grid, tmp_path) as told:
+    told = teller(grid, tmp_path)
+    with told.running():
         told.show("checkpointing", 2)
         time.sleep(0.5)
         assert not caplog.records

@@ -32,7 +32,8 @@ from hanse_server.audit.pace import MOST
 from hanse_server.audit.verify import verify_trail
 from hanse_server.audit.view import audit_result, audit_view
 from hanse_server.checkpoint import Progress
-from hanse_server.workspace import RoundRecord, SiteRound, Workspace, audit_path
+from hanse_server.history import RoundRecord, SiteRound
+from hanse_server.workspace import Workspace, audit_path
 from rich.console import Console
 
 from tests.forged import lines_of, told

@@ -13,6 +13,7 @@ from hanse.examples import example
 from hanse.job import Privacy, load_job
 from hanse_server.demo.comparison import Row
 from hanse_server.demo.result import DemoResult
+from hanse_server.history import WORKING, RoundRecord, SiteRound, Terms
 from hanse_server.provisioning.federation import Provisioned, ProvisionedSite
 from hanse_server.provisioning.layout import Layout
 from hanse_server.provisioning.renewal import Ending
@@ -24,7 +25,7 @@ from hanse_server.views import (
     run_outcome,
     status_view,
 )
-from hanse_server.workspace import RoundRecord, SiteRound, Terms, Workspace
+from hanse_server.workspace import Workspace
 from rich.console import Console, RenderableType
 
 JOB = load_job(example("heart") / "job.toml")
@@ -227,3 +228,13 @@ def test_no_limit_is_said_so_and_another_day_is_named() -> None:
     assert "no limit" in printed(status_view(awaiting(awaited=(endless,)), running=True))
     shown = printed(status_view(awaiting(awaited=(far,)), running=True))
     assert time.strftime("%Y-%m-%d %H:%M", time.localtime(day)) in shown
+
+
+def test_who_is_at_work_still_has_not_failed(tmp_path: Path) -> None:
+    working = SiteRound(outcome=WORKING, seconds=1.0)
+    workspace = Workspace(tmp_path, JOB)
+    workspace.append(record(1, {"a": working}))
+    assert run_outcome(JOB, tmp_path)["sites"]["a"] == {"rounds": 0}
+
+    workspace.append(record(2, {"a": result(0.5)}))
+    assert "last_failure" not in run_outcome(JOB, tmp_path)["sites"]["a"]

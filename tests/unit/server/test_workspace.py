@@ -11,16 +11,9 @@ import pytest
 from hanse.errors import WorkspaceError
 from hanse.examples import example
 from hanse.job import Job, load_job
+from hanse_server.history import RoundRecord, SiteRound, Terms, read_history
 from hanse_server.views import run_outcome
-from hanse_server.workspace import (
-    RoundRecord,
-    SiteRound,
-    Terms,
-    Workspace,
-    in_use,
-    read_history,
-    read_run,
-)
+from hanse_server.workspace import Workspace, in_use, read_run
 
 
 def job(**changes: Any) -> Job:
