@@ -19,18 +19,26 @@ from hanse_server.workspace import Workspace
 
 
 class Archive:
-    """The rounds of a job in its workspace; :meth:`resume` comes first."""
+    """The rounds of a job in its workspace; :meth:`resume` comes first.
+
+    Attributes:
+        answered: instructions whose replies went into the last durable round, as it was resumed.
+    """
 
     def __init__(self, job: Job, workspace: Workspace) -> None:
         self._job = job
         self._workspace = workspace
         self._spending = Spending(job)
+        self.answered: frozenset[str] = frozenset()
 
     def resume(self) -> Checkpoint | None:
         """The last checkpoint, None without any; rounds after it are struck from the history."""
         last = checkpoint.load_last(self._workspace.checkpoints)
         for line in self._workspace.truncate(0 if last is None else last.progress.round):
-            self._spending.fold(RoundRecord.from_line(line))
+            record = RoundRecord.from_line(line)
+            self._spending.fold(record)
+            sites = (*record.sites.values(), *record.judged.values())
+            self.answered = frozenset(site.reply for site in sites if site.reply)
         return last
 
     def keep(

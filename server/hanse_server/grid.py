@@ -103,3 +103,8 @@ class HanseGrid(Grid):
 
         To be called once the round's checkpoint is durable, and not before.
         """
+
+    @abstractmethod
+    def settle_kept(self, instructions: Collection[str]) -> None:
+        """Likewise of what an earlier process of this run was answered to ``instructions``, and
+        made durable, but did not live to settle: it must not be folded again."""

@@ -85,6 +85,10 @@ class GrpcGrid(HanseGrid):
         if not self._auto_settle:
             self._sent.clear()  # what was sent is never sent again: the next round is another
 
+    def settle_kept(self, instructions: Collection[str]) -> None:
+        owed = {entry.instruction for entry in self._link.owed(self.run_id)}
+        self._link.settle(keep=owed.difference(instructions))
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages whose replies :meth:`pull_messages` will give, however many there are."""
 

@@ -267,6 +267,7 @@ class RoundLoop:
 
     def _resume(self) -> tuple[ArrayRecord, Progress]:
         last = self._archive.resume()
+        self._grid.settle_kept(self._archive.answered)
         self._owing = self._grid.owing(str(1 if last is None else last.progress.round + 1))
         if last is None:
             return to_record(initial_weights(self._task, self._job)), Progress()

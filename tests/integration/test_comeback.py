@@ -39,15 +39,15 @@ class Line(Task[NoOptions]):
         return {}
 
 
-def job(deadline: float) -> Job:
+def job(deadline: float, *, rounds: int = 1, **strategy: Any) -> Job:
     return Job.model_validate(
         {
             "name": "line",
-            "rounds": 1,
+            "rounds": rounds,
             "task": {"name": f"{__name__}:Line"},
             "training": {"steps": 1},
             "privacy": {"mechanism": "none"},
-            "strategy": {"quorum": 1, "deadline": deadline},
+            "strategy": {"quorum": 1, "deadline": deadline, **strategy},
             "evaluation": {"federated": False},
         }
     )
@@ -117,3 +117,33 @@ def test_it_waits_no_longer_than_a_round_may_take(loopback: Loopback, tmp_path: 
     (line,) = read_history(federation.workspace.folder)
     assert set(line["sites"]) == {"east", "north"}
     assert replies is not None
+
+
+@pytest.mark.parametrize("goal", [2, 3])
+def test_what_a_durable_round_holds_is_folded_no_second_time(
+    loopback: Loopback, tmp_path: Path, goal: int
+) -> None:
+    folding = job(deadline=60.0, rounds=3, name="FedBuff", goal=goal)
+    federation = Federation(loopback, tmp_path, folding)
+    server = loopback.server()
+    server.await_sites(*NAMES)
+    loop, grid = federation.loop(server)
+
+    def die() -> None:
+        raise InterruptedError
+
+    grid.settle = die  # type: ignore[method-assign]
+    with pytest.raises(InterruptedError):  # the checkpoint is written, and nothing settled
+        loop.run()
+    server.link.stop()
+    second = loopback.server()
+    second.await_sites(*NAMES)
+    federation.loop(second)[0].run()
+    folded = [
+        site["reply"]
+        for line in read_history(federation.workspace.folder)
+        for site in line["sites"].values()
+        if site["outcome"] == "result"
+    ]
+    assert len(folded) == 3 * goal
+    assert len(set(folded)) == len(folded)

@@ -67,6 +67,9 @@ class LocalGrid(HanseGrid):
     def settle(self) -> None:
         """Nothing to do: no site keeps a reply."""
 
+    def settle_kept(self, instructions: Collection[str]) -> None:
+        """Nothing to do: simulated sites end with their process."""
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keep messages until their replies are pulled; returns their ids."""
         asked = self._ask(messages)
