@@ -88,8 +88,10 @@ def course(**changes: Any) -> Course:
     settings: dict[str, Any] = {
         "name": SERVER,
         "pid": 1,
+        "own": True,
         "samples": 100,
         "rounds": 500,
+        "connections": 0,
         "first": 1000,
         "last": 1000,
         "slope": 0.0,
@@ -104,12 +106,15 @@ def course(**changes: Any) -> Course:
     ("changes", "told"),
     [
         ({"slope": soak.MOST_SLOPE + 1, "rounds": 1800}, "memory"),
+        ({"slope": soak.MOST_SLOPE + 1, "rounds": 5100, "connections": 1000}, "memory"),
         ({"descriptors": (20, 21 + soak.MOST_MORE)}, "descriptors"),
         ({"threads": (10, 11 + soak.MOST_THREADS_MORE)}, "threads"),
     ],
 )
 def test_the_soak_tells_what_grows(changes: dict[str, Any], told: str) -> None:
-    assert soak.grown([course(), course(slope=200.0, rounds=400)], [0.1] * 10) == []
+    breath, fork = course(slope=200.0, rounds=400), course(slope=200.0, rounds=4000, own=False)
+    filling = course(slope=200.0, rounds=800, connections=30)
+    assert soak.grown([course(), breath, fork, filling], [0.1] * 10) == []
     [found] = soak.grown([course(), course(**changes)], [0.1] * 10)
     assert told in found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -21,11 +21,13 @@ class Sample:
     """A process at one moment.
 
     Attributes:
+        connections: how many it had opened or accepted.
         memory: private memory in KiB, what is shared with the zygote left out.
         resident: all resident memory in KiB.
     """
 
     round: int
+    connections: int
     memory: int
     resident: int
     descriptors: int
@@ -37,13 +39,18 @@ class Course:
     """What became of a process after its first rounds.
 
     Attributes:
+        own: whether it is no fork: the private memory of a fork rises with every page shared with
+            the zygote that it writes to, a leak or not.
+        connections: how many it opened or accepted meanwhile.
         slope: of its private memory, in KiB per 100 rounds, by least squares.
     """
 
     name: str
     pid: int
+    own: bool
     samples: int
     rounds: int
+    connections: int
     first: int
     last: int
     slope: float
@@ -55,15 +62,15 @@ class Course:
         """Its row of the table."""
         descriptors, threads = ("{}-{}".format(*each) for each in (self.descriptors, self.threads))
         return (
-            f"{self.name:8} {self.pid:7} {self.samples:7} {self.rounds:6} {self.first:8} "
-            f"{self.last:8} {self.slope:+9.1f} {self.resident_slope:+9.1f} {descriptors:>11} "
-            f"{threads:>7}"
+            f"{self.name:8} {self.pid:7} {self.samples:7} {self.rounds:6} "
+            f"{self.connections:11} {self.first:8} {self.last:8} {self.slope:+9.1f} "
+            f"{self.resident_slope:+9.1f} {descriptors:>11} {threads:>7}"
         )
 
 
 HEADING = (
-    f"{'process':8} {'pid':>7} {'samples':>7} {'rounds':>6} {'first':>8} {'last':>8} "
-    f"{'slope':>9} {'resident':>9} {'descriptors':>11} {'threads':>7}"
+    f"{'process':8} {'pid':>7} {'samples':>7} {'rounds':>6} {'connections':>11} "
+    f"{'first':>8} {'last':>8} {'slope':>9} {'resident':>9} {'descriptors':>11} {'threads':>7}"
 )
 
 
@@ -72,16 +79,18 @@ class Gauges:
 
     Args:
         file: in which all of them are kept.
+        own: names of the processes that are no forks.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, own: Collection[str]) -> None:
         self._file = file
+        self._own = own
         self._samples: dict[tuple[str, int], list[Sample]] = defaultdict(list)
 
-    def look(self, name: str, pid: int, round_: int) -> None:
+    def look(self, name: str, pid: int, round_: int, connections: int) -> None:
         """Take a sample, if the process is still there."""
         try:
-            sample = _sample(pid, round_)
+            sample = _sample(pid, round_, connections)
         except (FileNotFoundError, ProcessLookupError):
             return
         self._samples[name, pid].append(sample)
@@ -95,18 +104,20 @@ class Gauges:
             warm = [each for each in samples if each.round >= samples[0].round + WARM_ROUNDS]
             enough = len(warm) >= LEAST_SAMPLES
             if enough and warm[-1].round - warm[0].round >= LEAST_ROUNDS:
-                found.append(_course(name, pid, warm))
+                found.append(_course(name, pid, warm, own=name in self._own))
         return sorted(found, key=lambda each: (each.name != "server", each.name, each.pid))
 
 
-def _course(name: str, pid: int, samples: Sequence[Sample]) -> Course:
+def _course(name: str, pid: int, samples: Sequence[Sample], *, own: bool) -> Course:
     descriptors = [each.descriptors for each in samples]
     threads = [each.threads for each in samples]
     return Course(
         name=name,
         pid=pid,
+        own=own,
         samples=len(samples),
         rounds=samples[-1].round - samples[0].round,
+        connections=samples[-1].connections - samples[0].connections,
         first=samples[0].memory,
         last=samples[-1].memory,
         slope=_slope([(each.round, each.memory) for each in samples]),
@@ -122,7 +133,7 @@ def _slope(points: Sequence[tuple[int, int]]) -> float:
     return float(np.polyfit(rounds, values, 1)[0] * 100)
 
 
-def _sample(pid: int, round_: int) -> Sample:
+def _sample(pid: int, round_: int, connections: int) -> Sample:
     process = Path(f"/proc/{pid}")
     told = {}
     for line in (process / "smaps_rollup").read_text().splitlines()[1:]:
@@ -130,6 +141,7 @@ def _sample(pid: int, round_: int) -> Sample:
         told[key] = int(value.split()[0])
     return Sample(
         round=round_,
+        connections=connections,
         memory=told["Private_Dirty"] + told["Private_Clean"],
         resident=told["Rss"],
         descriptors=len(list((process / "fd").iterdir())),

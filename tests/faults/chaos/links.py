@@ -26,6 +26,7 @@ class Link:
         cut_at: once so many bytes have passed a way, the link is cut, once.
         corrupt_at: once so many bytes have passed a way, one bit is turned over.
         cuts: how often it was cut.
+        connections: how many the site has opened.
     """
 
     def __init__(self, target: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -38,6 +39,7 @@ class Link:
         self.cut_at: dict[Way, int] = {}
         self.corrupt_at: dict[Way, int] = {}
         self.cuts = 0
+        self.connections = 0
         self._loop = loop
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server
@@ -68,6 +70,7 @@ class Link:
             each.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.target, limit=4 * PIECE)
         except OSError:
