@@ -34,7 +34,7 @@ format: .venv/dev  ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 
 bench: .venv/dev  ## run one benchmark, as in BENCH=accounting; without BENCH, list them
-	$(BIN)/python tests/benchmarks/run.py $(BENCH) $(DATA)
+	$(BIN)/python -m tests.benchmarks.run $(BENCH) $(DATA)
 
 chaos: .venv/dev  ## run RUNS=100 federations through faults drawn from SEED=1, 2, ...
 	$(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),100) --seed $(or $(SEED),1)

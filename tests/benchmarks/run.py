@@ -1,8 +1,9 @@
 """Run one benchmark: print its table, and write it to ``build/bench/<name>.json``.
 
 A benchmark is a module of this folder with ``rows() -> list[dict[str, Any]]``; the first line of
-its docstring is its title. One that needs data takes the folder of it: ``rows(data)``. ``make bench
-BENCH=name`` runs one, with ``DATA=folder`` where it needs that; ``make bench`` lists them.
+its docstring is its title. One that needs data takes the folder of it: ``rows(data)``; what else it
+takes has defaults, by which a test runs a small version. ``make bench BENCH=name`` runs one, with
+``DATA=folder`` where it needs that; ``make bench`` lists them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
             console.print(f"there is no benchmark called {arguments[0]}")
         return 2 if arguments else 0
     module, folders = load(FOLDER, arguments[0]), [Path(each) for each in arguments[1:]]
-    if len(folders) != len(signature(module.rows).parameters):
+    if len(folders) != len(_needed(module)):
         console.print(f"{arguments[0]} needs a folder of data: DATA=folder")
         return 2
     rows = module.rows(*folders)
@@ -59,6 +60,11 @@ def load(folder: Path, name: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
+
+
+def _needed(module: ModuleType) -> list[Parameter]:
+    parameters = signature(module.rows).parameters.values()
+    return [each for each in parameters if each.default is Parameter.empty]
 
 
 def title(module: ModuleType) -> str:

@@ -7,8 +7,6 @@ from torch import nn
 
 from hanse_client.privacy.bookkeeping.backend import BookkeepingBackend
 from hanse_client.privacy.clipping import Backend, Clipping
-from hanse_client.privacy.ghost import GhostBackend
-from hanse_client.privacy.hooks import HooksBackend
 from hanse_client.privacy.settings import BackendName, Precision
 from hanse_client.steps import RecordLoss
 
@@ -40,8 +38,13 @@ def make_backend(
             f"the backend {name!r} clips to more than the clipping norm in {precision}",
             remedy='Set engine.precision = "float32" in site.toml.',
         )
+    # Opacus takes half as long to import as torch, and most models do without it.
     if name == "ghost":
+        from hanse_client.privacy.ghost import GhostBackend
+
         return GhostBackend(model, loss, clipping)
+    from hanse_client.privacy.hooks import HooksBackend
+
     return HooksBackend(model, loss, clipping)
 
 

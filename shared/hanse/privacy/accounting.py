@@ -11,6 +11,8 @@ Talwar, Zhang 2019, arXiv 1908.10530), an upper bound in milliseconds; the close
 Gaussian mechanism (Balle, Wang 2018, arXiv 1805.06530), exact where nothing is sampled; and
 privacy loss distributions (Doroshenko et al. 2022, arXiv 2207.04380), an upper bound that is
 tight to about five digits. All of them compose adaptively chosen charges of fixed parameters.
+
+The library of the accountants is imported at the first question: it takes as long as torch does.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import dp_accounting
 import numpy as np
-from dp_accounting.pld import privacy_loss_distribution as pld
-from dp_accounting.rdp import compute_epsilon
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 MOST_DISTINCT = 50
 """Distinct (noise multiplier, sampling rate) pairs above which the Renyi bound stands: the
@@ -142,6 +145,8 @@ def _epsilon(charges: Charges, delta: float) -> float:
     bound = _renyi(charges, delta)
     if _unsampled(charges) or len(charges) > MOST_DISTINCT or bound > WIDEST:
         return bound
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     unsampled = tuple(charge for charge in charges if charge.sampling_rate == 1.0)
     total = pld.identity()
     if unsampled:
@@ -157,17 +162,22 @@ def _renyi(charges: Charges, delta: float) -> float:
     """The Renyi bound; where nothing is sampled the closed form, which is as fast and exact."""
     if not charges:
         return 0.0
+    import dp_accounting
+
     if _unsampled(charges):
         return float(dp_accounting.get_epsilon_gaussian(_gaussian_noise(charges), delta))
     divergences = sum(
         charge.steps * _one_step_divergences(charge.noise_multiplier, charge.sampling_rate)
         for charge in charges
     )
-    return float(compute_epsilon(dp_accounting.rdp.RdpAccountant().orders, divergences, delta)[0])
+    orders = dp_accounting.rdp.RdpAccountant().orders
+    return float(dp_accounting.rdp.compute_epsilon(orders, divergences, delta)[0])
 
 
 @lru_cache(maxsize=1024)
 def _one_step_divergences(noise_multiplier: float, sampling_rate: float) -> NDArray[np.float64]:
+    import dp_accounting
+
     event = dp_accounting.PoissonSampledDpEvent(
         sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier)
     )
@@ -181,7 +191,9 @@ def _one_step_divergences(noise_multiplier: float, sampling_rate: float) -> NDAr
 @lru_cache(maxsize=64)
 def _one_step_distribution(
     noise_multiplier: float, sampling_rate: float
-) -> pld.PrivacyLossDistribution:
+) -> PrivacyLossDistribution:
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     return pld.from_gaussian_mechanism(noise_multiplier, sampling_prob=sampling_rate)
 
 

@@ -6,9 +6,6 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
-import dp_accounting
-from scipy.optimize import brentq
-
 from hanse.errors import CalibrationError
 from hanse.privacy.accounting import Charge, Charges, epsilon, epsilon_bound
 
@@ -66,6 +63,8 @@ def calibrate_noise(
 
 def _unsampled(target_epsilon: float, delta: float, steps: int, beside: Charges) -> float:
     """Gaussian mechanisms make one, whose inverse variance is the sum of theirs."""
+    import dp_accounting
+
     whole = float(dp_accounting.get_sigma_gaussian(target_epsilon, delta)) ** -2
     left = whole - sum(charge.steps / charge.noise_multiplier**2 for charge in beside)
     return math.sqrt(steps / max(left, steps / MOST_NOISE**2))
@@ -87,6 +86,8 @@ def _enough(bound: Callable[[float], float], target_epsilon: float, delta: float
 
 def _root(cost: Callable[[float], float], target_epsilon: float, enough: float) -> float:
     """The noise multiplier that costs the target, to the precision; the least if that is less."""
+
+    from scipy.optimize import brentq  # as slow to import as the accountants
 
     def excess(log_noise: float) -> float:
         return cost(math.exp(log_noise)) - target_epsilon
