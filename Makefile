@@ -11,10 +11,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench chaos soak fuzz
+.PHONY: help setup demo test lint format bench bench-peers chaos soak fuzz
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
 setup: .venv/dev  ## install everything that tests, lint and benchmarks need
 
@@ -35,6 +35,15 @@ format: .venv/dev  ## let ruff rewrite the code
 
 bench: .venv/dev  ## run one benchmark, as in BENCH=accounting; without BENCH, list them
 	$(BIN)/python -m tests.benchmarks.run $(BENCH) $(DATA)
+
+PEERS := tests/benchmarks/peers
+bench-peers: $(patsubst $(PEERS)/%.txt,.venv-peers/%/installed,$(wildcard $(PEERS)/*.txt))  ## install what benchmarks compare with
+
+# One environment a peer, of the versions that its file pins, whatever else is in it.
+.venv-peers/%/installed: $(PEERS)/%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 chaos: .venv/dev  ## run RUNS=100 federations through faults drawn from SEED=1, 2, ...
 	$(BIN)/python -m tests.faults.chaos --runs $(or $(RUNS),100) --seed $(or $(SEED),1)

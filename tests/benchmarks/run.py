@@ -2,7 +2,8 @@
 
 A benchmark is a module of this folder with ``rows() -> list[dict[str, Any]]``; the first line of
 its docstring is its title. One that needs data takes the folder of it: ``rows(data)``; what else it
-takes has defaults, by which a test runs a small version. ``make bench BENCH=name`` runs one, with
+takes has defaults, by which a test runs a small version. What is to be said beside the table,
+``notes() -> list[str]`` gives, where there is something. ``make bench BENCH=name`` runs one, with
 ``DATA=folder`` where it needs that; ``make bench`` lists them.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import Parameter, signature
 from pathlib import Path
@@ -19,6 +21,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from tests.benchmarks.figures.machine import load as load_average
+from tests.benchmarks.figures.machine import machine
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parents[1] / "build" / "bench"
@@ -40,9 +45,21 @@ def main(arguments: Sequence[str]) -> int:
     if len(folders) != len(_needed(module)):
         console.print(f"{arguments[0]} needs a folder of data: DATA=folder")
         return 2
+    started, loaded = datetime.now(UTC), load_average()
     rows = module.rows(*folders)
     console.print(table(title(module), rows))
-    console.print(f"written to {write(RESULTS, arguments[0], rows)}", highlight=False)
+    told = {
+        "title": title(module),
+        "date": f"{started:%Y-%m-%d %H:%M} UTC",
+        "minutes": round((datetime.now(UTC) - started).total_seconds() / 60, 1),
+        "machine": machine(),
+        "load_before": loaded,
+        "load_after": load_average(),
+        "notes": module.notes() if hasattr(module, "notes") else [],
+    }
+    for note in told["notes"]:
+        console.print(note, highlight=False)
+    console.print(f"written to {write(RESULTS, arguments[0], rows, told)}", highlight=False)
     return 0
 
 
@@ -85,15 +102,17 @@ def table(title: str, rows: Rows) -> Table:
     return made
 
 
-def write(folder: Path, name: str, rows: Rows) -> Path:
-    """Write the rows as JSON, in full precision."""
+def write(folder: Path, name: str, rows: Rows, told: dict[str, Any]) -> Path:
+    """Write the rows as JSON, in full precision, and what is ``told`` of the run."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(told | {"rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

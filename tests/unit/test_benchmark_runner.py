@@ -26,9 +26,9 @@ def test_a_benchmark_prints_its_table_and_writes_its_rows(
     assert run.main(["speed"]) == 0
 
     written = json.loads((folder / "build" / "bench" / "speed.json").read_text())
-    assert written == {
-        "rows": [{"what": "a", "seconds": 0.123456789}, {"what": "b", "seconds": 2.0}]
-    }
+    assert written["rows"] == [{"what": "a", "seconds": 0.123456789}, {"what": "b", "seconds": 2.0}]
+    assert written["title"] == "How fast it is."
+    assert written["machine"]["cores"] >= 1
     printed = capsys.readouterr().out
     assert "How fast it is." in printed
     assert "0.1235" in printed
@@ -53,6 +53,19 @@ def test_a_benchmark_that_needs_data_is_given_its_folder(
     assert "DATA=folder" in capsys.readouterr().out
     assert run.main(["judge", str(folder / "digits")]) == 0
     assert "digits" in capsys.readouterr().out
+
+
+def test_what_is_to_be_said_beside_the_table_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = folder / "speed.py"
+    module.write_text(module.read_text() + "def notes():\n    return ['One is left out.']\n")
+
+    assert run.main(["speed"]) == 0
+
+    assert "One is left out." in capsys.readouterr().out
+    written = json.loads((folder / "build" / "bench" / "speed.json").read_text())
+    assert written["notes"] == ["One is left out."]
 
 
 @pytest.mark.parametrize("name", run.benchmarks(run.FOLDER))

@@ -1,0 +1,180 @@
+"""Run contestants on the same case, in turns, and compare them.
+
+By hand: ``python -m tests.benchmarks.federations.contest floor Hanse -- --sites 2 --megabytes 100
+--rounds 3`` runs each of these once and prints what they tell.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.benchmarks.federations.case import Case, Measured, asked
+
+ROOT = Path(__file__).parents[3]
+PEERS = ROOT / ".venv-peers"
+LONGEST_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A module that runs a case, and the environment that it runs in.
+
+    Attributes:
+        environment: of a peer, under ``.venv-peers``; empty for this one.
+        package: whose version is told; empty for none.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    environment: str = ""
+    package: str = ""
+
+    @property
+    def python(self) -> Path:
+        """The interpreter that runs it."""
+        if not self.environment:
+            return Path(sys.executable)
+        return PEERS / self.environment / "bin" / "python"
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can run here."""
+        return self.python.exists()
+
+    @property
+    def version(self) -> str:
+        """Of its package; empty if there is none."""
+        if not self.package:
+            return ""
+        if not self.environment:
+            return version(self.package)
+        ask = f"from importlib.metadata import version; print(version({self.package!r}))"
+        command = [str(self.python), "-c", ask]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def run(self, case: Case) -> Measured:
+        """Run the case in a process of its own.
+
+        Raises:
+            RuntimeError: with the end of its log, if it fails.
+        """
+        command = [str(self.python), "-m", self.module, *self.arguments, *case.arguments]
+        surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+        with tempfile.TemporaryFile("w+") as log:
+            ended = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
+                env=surroundings,
+                timeout=LONGEST_SECONDS,
+                check=False,
+            )
+            if ended.returncode == 0:
+                return Measured.told(ended.stdout)
+            log.seek(0)
+            raise RuntimeError(f"{self.name} failed on {case}: {log.read()[-4000:]}")
+
+
+_HERE = "tests.benchmarks.federations"
+
+FLOOR = Contestant(name="floor", module=f"{_HERE}.floor", package="grpcio")
+HANSE = Contestant(
+    name="Hanse", module=f"{_HERE}.hanse_deployed", arguments=("echo",), package="hanse"
+)
+GATES = Contestant(
+    name="Hanse with gates", module=f"{_HERE}.hanse_deployed", arguments=("gates",), package="hanse"
+)
+ALL = (FLOOR, HANSE, GATES)
+
+
+@dataclass
+class Result:
+    """All that a contestant told of a case, over several federations."""
+
+    contestant: Contestant
+    measured: list[Measured] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Median of a round but the first."""
+        return median(each for run in self.measured for each in run.seconds[1:])
+
+    @property
+    def whole_seconds(self) -> float:
+        """Median from a round's start to the next one's, but the first."""
+        found = [each for run in self.measured for each in run.between[1:]]
+        return median(found) if found else self.seconds
+
+    @property
+    def first_seconds(self) -> float:
+        """Median of the first round."""
+        return median(run.seconds[0] for run in self.measured)
+
+    def peak_models(self, case: Case) -> float:
+        """The server's peak memory above its rest, in models; the median of the federations."""
+        peaks = (run.peak_bytes - run.rest_bytes for run in self.measured)
+        return median(peaks) / case.model_bytes
+
+
+def compare(
+    case: Case, contestants: Sequence[Contestant], *, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each contestant that is installed, the first one with others to be held against.
+
+    Args:
+        repeats: federations of each, in turns.
+    """
+    results = [Result(each) for each in contestants if each.installed]
+    for _ in range(repeats):
+        for result in results:
+            result.measured.append(result.contestant.run(case))
+    by_name = {result.contestant.name: result for result in results}
+    for name, result in by_name.items():
+        row: dict[str, Any] = {
+            "contestant": name,
+            "version": result.contestant.version,
+            "sites": case.sites,
+            "megabytes": case.megabytes,
+            "round_s": result.seconds,
+            "whole_round_s": result.whole_seconds,
+            "first_round_s": result.first_seconds,
+            "peak_models": result.peak_models(case),
+        }
+        for other in (FLOOR, HANSE):
+            against = by_name.get(other.name)
+            ratio = None if against is None else result.seconds / against.seconds
+            row[f"over_{other.name}".lower()] = ratio
+        yield row
+
+
+def absent(contestants: Sequence[Contestant]) -> list[str]:
+    """A line for each contestant that is not installed."""
+    return [
+        f"{each.name} is left out: `make bench-peers` would install it."
+        for each in contestants
+        if not each.installed
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the contestants of the command line once each."""
+    end = arguments.index("--")
+    names, case = arguments[:end], asked(arguments[end + 1 :])
+    for row in compare(case, [each for each in ALL if each.name in names], repeats=1):
+        print(row)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

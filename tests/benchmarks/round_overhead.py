@@ -1,0 +1,29 @@
+"""What a round costs beside training: two sites, mutual TLS, a model of 0.39 MB that is sent back.
+
+Each contestant runs real processes on loopback, in turns with the others; a figure is the median
+over all rounds but the first of each federation. ``round_s`` is the time from the round's start
+to the mean of the replies, ``whole_round_s`` that from a round's start to the next one's: Hanse's
+has a durable checkpoint in it. ``over_floor`` and ``over_hanse`` are ratios of ``round_s``. What
+each contestant is: the first lines of its module in ``federations/`` and ``peers/``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.benchmarks.federations.case import Case
+from tests.benchmarks.federations.contest import FLOOR, GATES, HANSE, absent, compare
+
+CONTESTANTS = (FLOOR, HANSE, GATES)
+CASE = Case(sites=2, megabytes=0.39, rounds=10)
+REPEATS = 3
+
+
+def rows(case: Case = CASE, repeats: int = REPEATS) -> list[dict[str, Any]]:
+    """One row a contestant."""
+    return list(compare(case, CONTESTANTS, repeats=repeats))
+
+
+def notes() -> list[str]:
+    """Who is left out."""
+    return absent(CONTESTANTS)
