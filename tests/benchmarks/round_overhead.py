@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 from tests.benchmarks.federations.case import Case
-from tests.benchmarks.federations.contest import FLOOR, GATES, HANSE, absent, compare
+from tests.benchmarks.federations.contest import FLOOR, FLOWER, GATES, HANSE, absent, compare
 
-CONTESTANTS = (FLOOR, HANSE, GATES)
-CASE = Case(sites=2, megabytes=0.39, rounds=10)
+CONTESTANTS = (FLOOR, HANSE, GATES, FLOWER)
+CASE = Case(sites=2, megabytes=0.39, rounds=20)
 REPEATS = 3
 
 

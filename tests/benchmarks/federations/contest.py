@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -31,6 +31,7 @@ class Contestant:
     Attributes:
         environment: of a peer, under ``.venv-peers``; empty for this one.
         package: whose version is told; empty for none.
+        most_rounds: that count in one federation, where a round takes seconds whatever its size.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Contestant:
     arguments: tuple[str, ...] = ()
     environment: str = ""
     package: str = ""
+    most_rounds: int = 1000
 
     @property
     def python(self) -> Path:
@@ -68,6 +70,7 @@ class Contestant:
         Raises:
             RuntimeError: with the end of its log, if it fails.
         """
+        case = replace(case, rounds=min(case.rounds, self.most_rounds))
         command = [str(self.python), "-m", self.module, *self.arguments, *case.arguments]
         surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
         with tempfile.TemporaryFile("w+") as log:
@@ -96,7 +99,14 @@ HANSE = Contestant(
 GATES = Contestant(
     name="Hanse with gates", module=f"{_HERE}.hanse_deployed", arguments=("gates",), package="hanse"
 )
-ALL = (FLOOR, HANSE, GATES)
+FLOWER = Contestant(
+    name="Flower",
+    module="tests.benchmarks.peers.flower_deployed",
+    environment="flower",
+    package="flwr",
+    most_rounds=4,
+)
+ALL = (FLOOR, HANSE, GATES, FLOWER)
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Stock Flower, with sites that send back what they get."""
