@@ -11,10 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.benchmarks.federations.case import Case
-from tests.benchmarks.federations.contest import FLOOR, FLOWER, HANSE, Contestant, absent, compare
+from tests.benchmarks.federations.contest import (
+    FLOOR,
+    FLOWER,
+    HANSE,
+    NVFLARE,
+    Contestant,
+    absent,
+    compare,
+)
 from tests.benchmarks.federations.memory import available_bytes
 
-EVERYONE = (FLOOR, HANSE, FLOWER)
+EVERYONE = (FLOOR, HANSE, FLOWER, NVFLARE)
 OURS = (FLOOR, HANSE)  # a round of a peer would take many minutes
 
 Cases = Sequence[tuple[Case, Sequence[Contestant]]]

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 from tests.benchmarks.federations.case import Case
-from tests.benchmarks.federations.contest import FLOOR, FLOWER, GATES, HANSE, absent, compare
+from tests.benchmarks.federations.contest import ALL, absent, compare
 
-CONTESTANTS = (FLOOR, HANSE, GATES, FLOWER)
+CONTESTANTS = ALL
 CASE = Case(sites=2, megabytes=0.39, rounds=20)
 REPEATS = 3
 

@@ -106,7 +106,14 @@ FLOWER = Contestant(
     package="flwr",
     most_rounds=4,
 )
-ALL = (FLOOR, HANSE, GATES, FLOWER)
+NVFLARE = Contestant(
+    name="NVFlare",
+    module="tests.benchmarks.peers.nvflare_deployed",
+    environment="nvflare",
+    package="nvflare",
+    most_rounds=4,
+)
+ALL = (FLOOR, HANSE, GATES, FLOWER, NVFLARE)
 
 
 @dataclass

@@ -13,36 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
 from tests.benchmarks.federations.case import Case, Measured, asked
 from tests.benchmarks.federations.ports import free_ports
+from tests.benchmarks.federations.processes import measured, running
 from tests.benchmarks.federations.watch import Watch
 
 APP = Path(__file__).parent / "flower_app"
 BIN = Path(sys.executable).parent
 LONGEST_SECONDS = 3000.0
-
-
-@contextmanager
-def running(
-    command: Sequence[str], surroundings: dict[str, str], log: IO[str]
-) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends with the context, in good order if it can."""
-    process = subprocess.Popen(command, env=surroundings, stdout=log, stderr=log, text=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def measure(case: Case, folder: Path, log: IO[str]) -> Measured:
@@ -69,7 +51,7 @@ def measure(case: Case, folder: Path, log: IO[str]) -> Measured:
             ]
             stack.enter_context(running(node, surroundings, log))
         told = _run(case, folder, surroundings, server)
-        return _measured(told, watch)
+        return measured(told, watch)
 
 
 def _configure(home: Path, address: str) -> None:
@@ -99,16 +81,6 @@ def _run(
         time.sleep(0.2)
     found: dict[str, list[float]] = json.loads(told.read_text())
     return found
-
-
-def _measured(told: dict[str, list[float]], watch: Watch) -> Measured:
-    started, ended, (rested,) = told["started"], told["ended"], told["rested"]
-    return Measured(
-        seconds=[end - start for start, end in zip(started, ended, strict=True)],
-        between=[later - start for start, later in pairwise(started)],
-        rest_bytes=watch.at(rested),
-        peak_bytes=watch.peak(started[0], ended[-1]),
-    )
 
 
 def main() -> None:
