@@ -7,13 +7,14 @@ the last gate what of them goes out.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flwr
 import hanse
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from hanse.errors import DataError
 from hanse.flower import (
     ARRAYS,
@@ -37,9 +38,13 @@ from hanse_client.runtime import Resolve, SiteRuntime
 _SPENT = ("epsilon", "epsilon_left", "delta")  # what an evaluation that is charged for changes
 
 
-def make_client_app(resolve: Resolve) -> ClientApp:
-    """The ClientApp of the sites that ``resolve`` knows."""
-    app = ClientApp(mods=gates(resolve))
+def make_client_app(resolve: Resolve, *, outermost: Sequence[Mod] = ()) -> ClientApp:
+    """The ClientApp of the sites that ``resolve`` knows.
+
+    Args:
+        outermost: what a message passes before the gates, and its reply after them.
+    """
+    app = ClientApp(mods=[*outermost, *gates(resolve)])
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

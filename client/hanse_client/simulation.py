@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from flwr.app import Context
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from hanse.errors import DataError
 from hanse.records import Data, Records, concatenate, fingerprint, hold_out, read_records
-from hanse.simulation import SimulatedSites
+from hanse.simulation import LEDGER, SimulatedSites
 from hanse.task import AnyTask, Examples
 from prometheus_client import CollectorRegistry
 
@@ -36,11 +38,15 @@ from hanse_client.site import (
 UNBOUNDED = 1e9
 """Epsilon that no job comes near."""
 
+ROWS = "rows"
+"""Config key of the rows of a carried ledger."""
+
 
 def make_app(described: str) -> ClientApp:
     """The ClientApp of the sites that ``described`` (a SimulatedSites as JSON) names.
 
-    A site's ledger lives in memory: a simulation spends nothing of a real budget.
+    A site's ledger lives in memory: a simulation spends nothing of a real budget. Where the
+    engine asks for it, the ledger is carried in the context's state (:data:`LEDGER`).
     """
     sites = SimulatedSites.model_validate_json(described)
     open_site = _from_files(sites) if sites.files else _from_parts(sites)
@@ -49,18 +55,34 @@ def make_app(described: str) -> ClientApp:
     def resolve(context: Context) -> SiteRuntime:
         name = str(context.node_config["site"])
         if name not in runtimes:
-            site, read = open_site(name)
-            runtimes[name] = SiteRuntime(
-                site,
-                read=read,
-                ledger=Ledger(None),
-                audit=AuditTrail(None),
-                metrics=ClientMetrics(CollectorRegistry()),
-                masking=masking_of(site, simulated(name)),
-            )
+            runtimes[name] = begin(name)
         return runtimes[name]
 
-    return make_client_app(resolve)
+    def begin(name: str, rows: Sequence[str] = ()) -> SiteRuntime:
+        site, read = open_site(name)
+        return SiteRuntime(
+            site,
+            read=read,
+            ledger=Ledger(None, begun=rows),
+            audit=AuditTrail(None),
+            metrics=ClientMetrics(CollectorRegistry()),
+            masking=masking_of(site, simulated(name)),
+        )
+
+    def carry(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Begin with the ledger that the context brings, and leave it there as it becomes."""
+        if LEDGER not in context.state:
+            return call_next(message, context)
+        name = str(context.node_config["site"])
+        rows = cast(list[str], context.state.config_records[LEDGER].get(ROWS, []))
+        if name not in runtimes or runtimes[name].ledger.contents() != rows:
+            runtimes[name] = begin(name, rows)
+        try:
+            return call_next(message, context)
+        finally:
+            context.state[LEDGER] = ConfigRecord({ROWS: runtimes[name].ledger.contents()})
+
+    return make_client_app(resolve, outermost=[carry])
 
 
 OpenSite = Callable[[str], tuple[Site, ReadRecords]]

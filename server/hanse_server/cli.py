@@ -211,10 +211,17 @@ def simulate(
     central: Annotated[
         Path | None, typer.Option(help="Records to judge the global model by.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="inline, or process.")] = "inline",
+    engine: Annotated[str, typer.Option(help="inline, process, or ray.")] = "inline",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes; one a core if left out.")
     ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster, host:port or auto; if left out, one is started here."),
+    ] = None,
+    ray_gpus: Annotated[
+        float, typer.Option(min=0.0, help="GPUs of each worker on Ray; 0.5 lets two share one.")
+    ] = 0.0,
     rounds: Annotated[int | None, typer.Option(min=1, help="In place of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the job's.")] = None,
     holdout_seed: Annotated[
@@ -236,6 +243,7 @@ def simulate(
     from hanse.job import Privacy, load_job
 
     from hanse_server.simulate import SimulationRequest, run_simulation
+    from hanse_server.simulation.cluster import RayCluster
 
     job = load_job(job_file)
     changed: dict[str, Any] = {}
@@ -257,6 +265,7 @@ def simulate(
         partition=partition or job.simulation.partition,
         engine=engine,
         workers=workers,
+        ray=RayCluster(address=ray_address, gpus=ray_gpus),
         holdout_seed=holdout_seed,
         waived=waive_privacy,
         overwrite=overwrite,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from hanse.errors import JobError, WorkspaceError
 from hanse.job import Job
@@ -22,6 +22,7 @@ from hanse_server.history import RoundRecord
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import OnRound
 from hanse_server.simulation import EngineName, simulate
+from hanse_server.simulation.cluster import RayCluster
 from hanse_server.simulation.sites import lay_out
 from hanse_server.workspace import Workspace, make_folder
 
@@ -37,6 +38,7 @@ class SimulationRequest:
     partition: str
     engine: str = "inline"
     workers: int | None = None
+    ray: RayCluster | None = None
     holdout_seed: int | None = None
     waived: bool = False
     overwrite: bool = False
@@ -77,8 +79,9 @@ def run_simulation(job: Job, request: SimulationRequest, folder: Path) -> None:
             sites,
             workspace,
             ServerMetrics(new_registry()),
-            engine="process" if request.engine == "process" else "inline",
+            engine=cast(EngineName, request.engine),
             workers=request.workers,
+            cluster=request.ray,
             on_round=on_round,
         )
 

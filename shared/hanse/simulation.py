@@ -12,6 +12,13 @@ CLIENT_APP = "hanse_client.simulation:make_app"
 By name: the server's package drives the client's app without importing it.
 """
 
+LEDGER = "hanse.ledger"
+"""Key of a record in the state of a simulated site's context, for engines whose workers may die.
+
+Where an engine puts an empty one, the app keeps the rows of the site's ledger in it, and begins
+each message with the ledger that it finds there.
+"""
+
 
 class SimulatedSites(Settings):
     """Who takes part in a simulation, and with which records.

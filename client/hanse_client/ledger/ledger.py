@@ -66,13 +66,16 @@ class Ledger:
     Args:
         path: the ledger's file, made if there is none; None for one in memory, which is for
             simulations: it forgets everything.
+        begun: what stands in the rows of a ledger in memory that goes on elsewhere.
 
     Raises:
         LedgerError: if it cannot be written, or another client holds it.
         LedgerBrokenError: if it was changed by hand, cut off or damaged.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, begun: Sequence[str] = ()) -> None:
+        if path is not None and begun:
+            raise ValueError("what stands in the rows of a file stands there already")
         self._mutex = threading.RLock()
         self._in_hand: set[int] = set()  # rows of reservations that were given out and not settled
         self._trail: AuditTrail | None = None
@@ -82,6 +85,8 @@ class Ledger:
                 opened.callback(os.close, hold(path.with_name(path.name + ".lock")))
             self._chain = Chain(path)
             opened.callback(self._chain.close)
+            for content in begun:
+                self._chain.append(content)
             self._book = book_of(self._chain.rows(), only_open=True)
             self._opened = opened.pop_all()
 
@@ -124,6 +129,11 @@ class Ledger:
         """All charges, in their order, read from the file."""
         with self._mutex:
             return book_of(self._chain.rows()).entries()
+
+    def contents(self) -> list[str]:
+        """What stands in the rows, in their order."""
+        with self._mutex:
+            return [row.content for row in self._chain.rows()]
 
     def statement(self, fingerprint: str, budget: Budget) -> Statement:
         """What was spent on data, by the tightest accountant: this may take seconds."""

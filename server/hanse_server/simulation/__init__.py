@@ -14,12 +14,13 @@ from hanse.simulation import CLIENT_APP, SimulatedSites
 from hanse_server.app import make_server_app, run_app
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import OnRound
+from hanse_server.simulation.cluster import RayCluster, RayEngine
 from hanse_server.simulation.grid import Engine, LocalGrid
 from hanse_server.simulation.inline import InlineEngine
 from hanse_server.simulation.process import ProcessEngine
 from hanse_server.workspace import Workspace
 
-EngineName = Literal["inline", "process"]
+EngineName = Literal["inline", "process", "ray"]
 
 
 def simulate(
@@ -30,31 +31,37 @@ def simulate(
     *,
     engine: EngineName = "inline",
     workers: int | None = None,
+    cluster: RayCluster | None = None,
     on_round: OnRound = lambda record: None,
 ) -> None:
     """Run ``job`` on simulated sites, with the ServerApp and the ClientApp of a real federation.
 
     Args:
-        engine: ``inline``, one site after the other in this process; or ``process``.
-        workers: processes of the ``process`` engine; one a core if None.
+        engine: ``inline``, one site after the other in this process; ``process``; or ``ray``.
+        workers: of the engines that have any; one a core if None.
+        cluster: of the ``ray`` engine; None starts one here.
         on_round: told of each round once it is durable.
 
     Raises:
         HanseError: as a run on real sites does.
     """
-    with _engine(engine, sites, workers) as driving:
+    with _engine(engine, sites, workers, cluster or RayCluster()) as driving:
         grid = LocalGrid(workspace.run_id, sites.names, driving)
         run_app(make_server_app(job, workspace, metrics, on_round), grid)
 
 
 @contextmanager
-def _engine(name: EngineName, sites: SimulatedSites, workers: int | None) -> Iterator[Engine]:
+def _engine(
+    name: EngineName, sites: SimulatedSites, workers: int | None, cluster: RayCluster
+) -> Iterator[Engine]:
     names = {node_id_of(site): site for site in sites.names}
     described = sites.model_dump_json()
     engine: Engine
     if name == "inline":
         module, _, factory = CLIENT_APP.partition(":")
         engine = InlineEngine(getattr(importlib.import_module(module), factory)(described), names)
+    elif name == "ray":
+        engine = RayEngine(CLIENT_APP, described, names, cluster, workers=workers)
     else:
         engine = ProcessEngine(CLIENT_APP, described, names, workers=workers)
     try:
