@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ class Harbour:
         kind: str = MessageType.TRAIN,
         name: str = "a",
         more: dict[str, Any] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Message:
-        model = to_record(Line(NoOptions()).model().state_dict())
+        model = to_record(weights or Line(NoOptions()).model().state_dict())
         config = ConfigRecord({JOB: job.instruction, ROUND: number, **(more or {})})
         envelope = Envelope(
             message_id=name, run_id=1, src_node_id=1, dst_node_id=2, message_type=kind

@@ -6,7 +6,9 @@ import math
 import time
 
 from flwr.app import ConfigRecord, Message
+from hanse.aggregation import PLAIN, Encoding
 from hanse.config import validate
+from hanse.encodings import CODECS, ENCODING, KEPT, TRAINABLE_ONLY
 from hanse.errors import JobError, PolicyError
 from hanse.flower import CONFIG, JOB, PROXIMAL_MU, ROUND, only_arrays
 from hanse.job import FOR_SITES, Job
@@ -94,6 +96,25 @@ def proximal_mu(config: ConfigRecord) -> float | None:
         said = plain(repr(mu), 64)
         raise PolicyError(f"{PROXIMAL_MU} = {said} is not a finite number of at least 0")
     return float(mu)
+
+
+def encoding(config: ConfigRecord, job: Job) -> Encoding:
+    """The encoding that an update is wanted in; plain for one that this version does not know.
+
+    Raises:
+        JobError: if what is asked for makes no sense, or is asked of a masked update.
+    """
+    asked = {
+        field: config[key]
+        for field, key in (("name", ENCODING), ("kept", KEPT), ("trainable_only", TRAINABLE_ONLY))
+        if key in config
+    }
+    if isinstance(asked.get("name"), str) and asked["name"] not in (PLAIN, *CODECS):
+        asked["name"] = PLAIN
+    wanted = validate(asked, Encoding, JobError, where=ENCODING)
+    if job.secure_aggregation.enabled and not wanted.plain:
+        raise JobError(f"{ENCODING}: the update of a secure round is masked, and leaves whole")
+    return wanted
 
 
 def check_addressed(message: Message, node_id: int) -> None:

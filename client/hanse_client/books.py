@@ -39,6 +39,11 @@ def outbox_path(site: Site) -> Path:
     return site.state / "outbox.sqlite"
 
 
+def leftovers_path(site: Site) -> Path:
+    """Where a site keeps what it has left out of its updates."""
+    return site.state / "leftovers"
+
+
 def ledger_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
     """What was spent, by account, with every charge.
 

@@ -6,7 +6,7 @@ import hanse
 from hanse.metrics import Phases
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 
-PHASES = ("training", "evaluating", "accounting")
+PHASES = ("training", "encoding", "evaluating", "accounting")
 
 
 class ClientMetrics:
@@ -65,4 +65,13 @@ class ClientMetrics:
             "dp_backend", "1 for the engine's backend of the last private round.", ["backend"]
         )
         self.update_norm = gauge("update_norm", "L2 norm of the last update.")
+        self.update_bytes = counter(
+            "update_bytes_total",
+            "Bytes of encoded updates as they leave (`encoded`), and in the model's dtypes"
+            " (`plain`).",
+            ["form"],
+        )
+        self.encoding_error = gauge(
+            "encoding_error", "What encoding changed of the last update, relative to its L2 norm."
+        )
         self.train_loss = gauge("train_loss", "Mean training loss of the last round.")

@@ -139,6 +139,14 @@ def plan_round(
     )
 
 
+def rounding_seed(job: Job, server_round: int, site: str) -> int:
+    """Seed of what stochastic rounding an update goes through on its way out.
+
+    Others may know it: what is rounded has its noise already.
+    """
+    return _seed(job.seed, server_round, f"{site}:rounding")
+
+
 def scheduled(schedule: Schedule, server_round: int, rounds: int) -> float:
     """What the learning rate of a round is multiplied by, in [0, 1].
 

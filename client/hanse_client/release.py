@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hanse.evaluation import record_metrics
+from hanse.flower import ENCODING_ERROR
 from hanse.job import Job
 from hanse.privacy.accounting import Charge, Charges
 from hanse.task import AnyTask
@@ -19,9 +20,12 @@ UPDATE_NORM = "update_norm"
 TRAINING_METRICS = (TRAIN_LOSS, CLIPPED_FRACTION)
 
 PUBLIC_METRICS = frozenset(
-    {"epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate", "steps", UPDATE_NORM}
+    {
+        *("epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate", "steps"),
+        *(UPDATE_NORM, ENCODING_ERROR),
+    }
 )
-"""Functions of the job, of the ledger's entries, or of an update that is private itself."""
+"""Functions of the job, of the ledger's entries, or of updates that are private themselves."""
 
 
 class Kind(StrEnum):

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType
+from hanse.aggregation import Encoding
 from hanse.errors import PolicyError
 from hanse.flower import only_arrays
 from hanse.job import Job
@@ -19,6 +20,7 @@ from hanse.task import AnyTask, load_task
 from hanse_client import asking, device
 from hanse_client.audit import AuditTrail
 from hanse_client.ledger import Ledger
+from hanse_client.leftovers import Leftovers, LeftoverStore
 from hanse_client.metrics import ClientMetrics
 from hanse_client.plan import LocalPlan, plan_round, steps_of
 from hanse_client.policy import check_job, check_model_size, check_plan, check_steps
@@ -44,6 +46,7 @@ class Order:
         plan: what a training round does here.
         noised: the metrics that leave with noise; None for none.
         charge: what carrying the order out costs of the privacy budget; None for nothing.
+        encoding: of the update.
     """
 
     job: Job
@@ -56,6 +59,7 @@ class Order:
     charge: Charge | None
     trainer: Trainer
     records: Records
+    encoding: Encoding
 
     @property
     def protected(self) -> bool:
@@ -78,6 +82,7 @@ class SiteRuntime:
         audit: AuditTrail,
         metrics: ClientMetrics,
         masking: Masking | None = None,
+        leftovers: LeftoverStore | None = None,
     ) -> None:
         ledger.anchor(audit)
         self.site = site
@@ -91,6 +96,9 @@ class SiteRuntime:
         self._order: Order | None = None
         self._told: set[str] = set()
         self._turns = Turns(ledger)
+        self.leftovers = leftovers or LeftoverStore(None)
+        self.left_out: Leftovers | None = None
+        """What the order under way left out of its update; None until there is any."""
         self.statement: dict[str, float] = {}
         """What the ledger says of the order under way; empty without privacy."""
 
@@ -119,6 +127,7 @@ class SiteRuntime:
         job, server_round = self.asked(message)
         policy, run_id = self.site.policy, message.metadata.run_id
         kind = message.metadata.message_type
+        encoding = asking.encoding(asking.config_of(message), job)
         if kind == MessageType.TRAIN:
             self._turns.check(run_id, server_round)
         check_model_size(policy, asking.model_bytes(message))
@@ -153,6 +162,7 @@ class SiteRuntime:
             charge=charge,
             trainer=trainer,
             records=records,
+            encoding=encoding,
         )
         return self._order
 
@@ -163,7 +173,7 @@ class SiteRuntime:
             JobError: if it is not an instruction of Hanse's server app.
             PolicyError: if the policy does not allow the job.
         """
-        self._order = None
+        self._order = self.left_out = None
         self.statement = {}
         config = asking.config_of(message)
         text = asking.job_text(config)

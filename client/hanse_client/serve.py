@@ -19,9 +19,10 @@ from hanse.wire.limits import MEGABYTE, Limits
 from hanse_client import device
 from hanse_client.app import make_client_app
 from hanse_client.audit import AuditTrail
-from hanse_client.books import audit_path, ledger_path, outbox_path
+from hanse_client.books import audit_path, ledger_path, leftovers_path, outbox_path
 from hanse_client.gates import refuse, tell_breach
 from hanse_client.ledger import Ledger
+from hanse_client.leftovers import LeftoverStore
 from hanse_client.link import Coordinator, LinkClient
 from hanse_client.metrics import ClientMetrics
 from hanse_client.outbox import Outbox
@@ -54,6 +55,7 @@ def serve(site: Site) -> None:
             ledger=ledger,
             audit=AuditTrail(audit_path(site)),
             metrics=metrics,
+            leftovers=LeftoverStore(leftovers_path(site)),
         )
         metrics.info.info({"site": site.name, "device": device.describe(runtime.device)})
         app = make_client_app(lambda context: runtime)

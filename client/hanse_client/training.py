@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from hanse.errors import DivergedError, TaskError, UnprovableModelError
@@ -108,6 +109,12 @@ class Trainer:
     def names(self) -> tuple[str, ...]:
         """The names of the model's state, which are those of the weights and the update."""
         return tuple(self._model.state_dict())
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """The names of the parameters that training leaves as they are."""
+        parameters = self._model.named_parameters(remove_duplicate=False)
+        return frozenset(name for name, each in parameters if not each.requires_grad)
 
     @property
     def state(self) -> Mapping[str, Tensor]:

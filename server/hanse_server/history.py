@@ -52,6 +52,9 @@ class SiteRound:
         reply: the id of the instruction that its reply answered; empty where none came.
         earlier: how often it may have trained before in this round, in sessions of secure
             aggregation that could not go on.
+        encoding: of its update; ``plain`` without any.
+        bytes: of its update's arrays as they came.
+        plain_bytes: those that the whole update has in the model's dtypes.
     """
 
     outcome: str
@@ -65,6 +68,9 @@ class SiteRound:
     terms: Terms = field(default_factory=Terms)
     reply: str = ""
     earlier: int = 0
+    encoding: str = "plain"
+    bytes: int = 0
+    plain_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

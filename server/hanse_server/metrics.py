@@ -89,6 +89,17 @@ class ServerMetrics:
         self.received_bytes = counter("received_bytes_total", "Payload received.", site)
         self.sent_bytes = counter("sent_bytes_total", "Payload sent.", site)
         self.update_norm = gauge("site_update_norm", "L2 norm of the site's last update.", site)
+        self.update_bytes = counter(
+            "update_bytes_total",
+            "Bytes of the site's updates as they came (`encoded`), and in the model's dtypes"
+            " (`plain`).",
+            ["site", "form"],
+        )
+        self.encoding_error = gauge(
+            "site_encoding_error",
+            "What encoding changed of the site's last update, relative, where the site says so.",
+            site,
+        )
         self.clipped = counter(
             "site_updates_clipped_total",
             "Updates scaled down to the largest norm that the job lets count.",

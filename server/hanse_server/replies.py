@@ -10,8 +10,9 @@ from flwr.app import Error as FlowerError
 from flwr.app import Message
 from hanse.aggregation import Checks
 from hanse.errors import UpdateError
-from hanse.flower import WEIGHT, Envelope, error_label, open_envelope
+from hanse.flower import ENCODING_ERROR, WEIGHT, Envelope, error_label, open_envelope
 
+from hanse_server.decoding import Travelled, Travelling, decoded
 from hanse_server.grid import HanseGrid
 from hanse_server.history import MISSING, WORKING, SiteRound
 from hanse_server.metrics import ServerMetrics
@@ -33,6 +34,7 @@ class ReplyDesk:
         earlier: who was asked in an earlier round and may answer in this one; None where the
             reply to an earlier round counts no more. Else who has not answered by the end is
             told to be at work still.
+        travelling: how an update may be encoded.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class ReplyDesk:
         deadline: float,
         number: int = 0,
         earlier: Iterable[Awaited] | None = None,
+        travelling: Travelling | None = None,
     ) -> None:
         self._grid = grid
         self._metrics = metrics
         self._specs = specs
         self._checks = checks
+        self._travelling = travelling or Travelling()
         self._number = number
         self._started = time.time()
         self._until = self._started + deadline
@@ -112,10 +116,14 @@ class ReplyDesk:
             metrics.clipped.labels(site).inc()
         if record.update_norm is not None:
             metrics.update_norm.labels(site).set(record.update_norm)
+        if record.bytes:
+            metrics.update_bytes.labels(site, "encoded").inc(record.bytes)
+            metrics.update_bytes.labels(site, "plain").inc(record.plain_bytes)
         for name, gauge in (
             ("epsilon", metrics.epsilon_spent),
             ("epsilon_left", metrics.epsilon_left),
             ("noise_multiplier", metrics.noise_multiplier),
+            (ENCODING_ERROR, metrics.encoding_error),
         ):
             if name in record.metrics:
                 gauge.labels(site).set(record.metrics[name])
@@ -132,7 +140,7 @@ class ReplyDesk:
         try:
             metrics = checked_metrics(reply, self._checks)
             terms = checked_terms(reply, metrics)
-            norm, reply = self._checked_update(reply)
+            travelled, norm, reply = self._checked_update(reply)
         except UpdateError as unfit:
             reason = reason_of(unfit.message, unfit.label)
             record = SiteRound(
@@ -150,12 +158,18 @@ class ReplyDesk:
             metrics=metrics,
             terms=terms,
             staleness=staleness,
+            encoding=travelled.encoding,
+            bytes=travelled.bytes,
+            plain_bytes=travelled.plain_bytes,
         )
 
-    def _checked_update(self, reply: Message) -> tuple[float | None, Message]:
+    def _checked_update(self, reply: Message) -> tuple[Travelled, float | None, Message]:
         if self._specs is None:
-            return None, reply
-        return checked_update(reply, self._specs, self._checks)
+            return Travelled(), None, reply
+        travelled, reply = decoded(reply, self._specs, self._travelling)
+        frozen = self._travelling.frozen
+        norm, reply = checked_update(reply, self._specs, self._checks, frozen=frozen)
+        return travelled, norm, reply
 
 
 def _round_of(reply: Message, default: int) -> int:

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from hanse.encodings import asked_for
 from hanse.errors import QuorumError, StrategyError
 from hanse.flower import JOB, ROUND, to_record
 from hanse.job import Job
@@ -16,6 +17,7 @@ from hanse.task import load_task
 
 from hanse_server.archive import Archive
 from hanse_server.checkpoint import Progress
+from hanse_server.decoding import Travelling
 from hanse_server.grid import HanseGrid
 from hanse_server.history import MISSING, RoundRecord, SiteRound
 from hanse_server.metrics import ServerMetrics
@@ -73,6 +75,7 @@ class RoundLoop:
             else None
         )
         self._judge = CentralJudge(self._task, job)
+        self._travelling = Travelling.of(job.encoding, self._task.model)
         self._archive = Archive(job, workspace)
         self._folds_late = job.strategy.folds_late
         self._taken_up = False
@@ -167,6 +170,7 @@ class RoundLoop:
 
     def _train(self, number: int, arrays: ArrayRecord) -> Trained:
         config = self._config(number)
+        config.update(asked_for(self._job.encoding))
         messages = list(self._strategy.configure_train(number, arrays, config, self._grid))
         if self._secure is not None:
             outcome = self._secure.run(number, messages, arrays)
@@ -233,6 +237,7 @@ class RoundLoop:
             deadline=deadline,
             number=number,
             earlier=self._grid.awaited() if folds else None,
+            travelling=self._travelling,
         )
         goal = strategy.goal if trains else None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from hanse.encodings import capabilities_for
 from hanse.job import Job
 from hanse.logs import to_stderr
 from hanse.metrics import endpoint, new_registry
@@ -71,6 +72,7 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
             trail=trail,
             limits=Limits(max_body_bytes=round(job.limits.reply_mb * MEGABYTE)),
             job=job.name,
+            wants=capabilities_for(job.encoding),
         ) as link,
     ):
         grid = GrpcGrid(link, workspace.run_id, bounds=reply_limits)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from hanse.flower import ENCODING_ERROR
 from hanse.job import Job
 from hanse.privacy.accounting import Charge, Charges, epsilon, epsilon_bound, merge
 
@@ -31,8 +32,8 @@ from hanse_server.history import WORKING, RoundRecord, SiteRound
 FIGURES = ("epsilon", "epsilon_left", "delta", "noise_multiplier", "sampling_rate", "steps")
 """What sites may tell of their privacy; functions of no record."""
 
-UPDATE_NORM = "update_norm"
-"""A function of the update that the server has anyway."""
+OF_UPDATES = ("update_norm", ENCODING_ERROR)
+"""Functions of updates, which are what privacy is charged for."""
 
 UNCHARGED = frozenset(
     {
@@ -121,7 +122,7 @@ class _Account:
         if "epsilon" in site.metrics:
             self.stated_in, self.complete = number, True
         self.count = site.terms.count or self.count
-        for name in site.metrics.keys() - {*FIGURES, UPDATE_NORM}:
+        for name in site.metrics.keys() - {*FIGURES, *OF_UPDATES}:
             noised, exact = name in site.terms.noised, name in site.terms.exact
             kind: Kind = "exact" if exact else "noised" if noised else "not known"
             before = self.disclosures.get((name, records))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,11 @@ class TensorSpec:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def specs_of(arrays: ArrayRecord) -> dict[str, TensorSpec]:
     """The names, dtypes and shapes of a model, that each update must have too."""
@@ -40,17 +45,24 @@ def masked_specs(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
 
 
 def checked_update(
-    reply: Message, specs: Mapping[str, TensorSpec], checks: Checks
+    reply: Message,
+    specs: Mapping[str, TensorSpec],
+    checks: Checks,
+    *,
+    frozen: Collection[str] = (),
 ) -> tuple[float | None, Message]:
     """The L2 norm of a reply's update as it came, and the reply with the update as it may count.
 
     The norm is None of a masked update.
 
+    Args:
+        frozen: names that it may leave out, as nothing changes there.
+
     Raises:
         UpdateError: if the update does not fit the model, is not finite, or is larger than
             ``checks`` lets it be.
     """
-    norm = _checked_norm(reply, specs)
+    norm = _checked_norm(reply, specs, frozen)
     bound = checks.max_update_norm
     if norm is None or bound is None or norm <= bound:
         return norm, reply
@@ -73,15 +85,19 @@ def _scaled(reply: Message, factor: float) -> Message:
     return reply
 
 
-def _checked_norm(reply: Message, specs: Mapping[str, TensorSpec]) -> float | None:
+def _checked_norm(
+    reply: Message, specs: Mapping[str, TensorSpec], frozen: Collection[str]
+) -> float | None:
     try:
         arrays = only_arrays(reply.content)
     except ValueError as error:
         raise UpdateError(str(error)) from error
-    if set(arrays) != set(specs):
-        odd = sorted(set(arrays) ^ set(specs))
+    odd = sorted((set(arrays) ^ set(specs)) - (set(frozen) - set(arrays)))
+    if odd:
         raise UpdateError(f"array {odd[0]} is missing or unknown ({len(odd)} names differ)")
-    squares = [_checked_square(name, arrays, spec) for name, spec in specs.items()]
+    squares = [
+        _checked_square(name, arrays, spec) for name, spec in specs.items() if name in arrays
+    ]
     masked = any(spec.dtype == MASKED for spec in specs.values())
     return None if masked else math.sqrt(sum(squares))
 

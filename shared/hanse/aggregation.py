@@ -92,6 +92,37 @@ class StrategyChoice(Settings):
         return self
 
 
+PLAIN = "plain"
+"""The name of no encoding: an update's floats as the model has them."""
+
+
+class Encoding(Settings):
+    """``[encoding]``: how an update travels from a site to the server.
+
+    Encoded after the noise: privacy is what it was. Sites that do not know the encoding send plain
+    updates, and the server takes both. The model travels to the sites as it is.
+
+    ``float16`` and ``bfloat16`` take half of float32's bytes, ``int8`` a quarter and ``int4`` an
+    eighth: with a scale for each 256 numbers, and rounded so that the expectation is the update.
+    ``topk`` sends the largest numbers of each array at 4 bytes each; the site adds what it left
+    out to its next update of the run.
+
+    Attributes:
+        kept: share of each array's numbers that ``topk`` sends.
+        trainable_only: parameters that the task has frozen (``requires_grad`` False) do not
+            travel: where adapters are trained, they alone do.
+    """
+
+    name: Literal["plain", "float16", "bfloat16", "int8", "int4", "topk"] = "plain"
+    kept: Annotated[float, Field(ge=1e-4, le=0.5)] = 0.125
+    trainable_only: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether an update travels whole and as it is."""
+        return self.name == PLAIN and not self.trainable_only
+
+
 class SecureAggregation(Settings):
     """``[secure_aggregation]``: the server learns the sum of the updates, and no single one.
 

@@ -145,8 +145,8 @@ class DeviceError(HanseError):
 class UpdateRangeError(HanseError):
     exit_code = 26
     label = "update_range"
-    help = "The update has a coordinate beyond the range that the job's secure aggregation allows."
-    remedy_hint = "Raise secure_aggregation.range in the job, or lower the learning rate."
+    help = "The update has a coordinate beyond what the job's secure aggregation or encoding takes."
+    remedy_hint = "Raise secure_aggregation.range, choose bfloat16, or lower the learning rate."
 
 
 # --- 30-39: identity and link -------------------------------------------------------------

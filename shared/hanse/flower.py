@@ -44,6 +44,10 @@ JOB = "hanse.job"
 ROUND = "server-round"
 """Config key of the round; the name is Flower's."""
 
+ENCODING_ERROR = "encoding_error"
+"""Metric key of what an encoding changed: the L2 norm of the difference over that of what was
+encoded, a site's update and what it had left out before."""
+
 WEIGHT = "num-examples"
 """Metric key of a reply's aggregation weight; the name is Flower's."""
 

@@ -20,7 +20,14 @@ from pydantic import (
     model_validator,
 )
 
-from hanse.aggregation import SUMMING, Checks, Fraction, SecureAggregation, StrategyChoice
+from hanse.aggregation import (
+    SUMMING,
+    Checks,
+    Encoding,
+    Fraction,
+    SecureAggregation,
+    StrategyChoice,
+)
 from hanse.config import Settings, load_toml
 from hanse.errors import JobError
 
@@ -176,6 +183,7 @@ class Job(Settings):
     strategy: StrategyChoice = StrategyChoice()
     secure_aggregation: SecureAggregation = SecureAggregation()
     checks: Checks = Checks()
+    encoding: Encoding = Encoding()
     evaluation: Evaluation = Evaluation()
     initial_weights: Path | None = None
     limits: Limits = Limits()
@@ -199,6 +207,11 @@ class Job(Settings):
             raise ValueError(
                 "checks.max_update_norm needs single updates, which secure_aggregation hides "
                 "from the server: it bounds each coordinate by secure_aggregation.range"
+            )
+        if not self.encoding.plain:
+            raise ValueError(
+                "encoding changes single updates, and secure_aggregation sums masked ones, which "
+                "must all be whole: leave [encoding] out"
             )
         return self
 

@@ -15,9 +15,12 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from hanse.aggregation import PLAIN
+from hanse.encodings import encoding_of
 from hanse.errors import PolicyError
 from hanse.flower import ARRAYS, METRICS, TERMS, WEIGHT, to_metrics
 
+from hanse_client.gates.encoding import travelling
 from hanse_client.gates.masking import check_masked, is_secure
 from hanse_client.policy import may_leave
 from hanse_client.release import Kind
@@ -67,7 +70,7 @@ def let_out(runtime: SiteRuntime, content: RecordDict, message_type: str) -> Rel
         update = content.array_records[ARRAYS]
         if is_secure(runtime):
             check_masked(update)
-        released[ARRAYS] = ArrayRecord({name: update[name] for name in runtime.order.trainer.names})
+        released[ARRAYS] = travelling(runtime, update)
     return Released(content=released, kinds=kinds)
 
 
@@ -118,6 +121,7 @@ def _tell_release(runtime: SiteRuntime, message: Message, released: Released) ->
         bytes=sum(len(array.data) for array in arrays.values()),
         sha256=digest.hexdigest() if arrays else None,
         masked=bool(arrays) and is_secure(runtime),
+        encoding=sorted({encoding_of(array) for array in arrays.values()} - {PLAIN}),
         metrics={name: dict(record) for name, record in content.metric_records.items()},
         kinds={kind.value: names for kind, names in released.kinds.items() if names},
     )

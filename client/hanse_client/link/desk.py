@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
+from hanse.encodings import CAPABILITIES
 from hanse.errors import HanseError, WireError
 from hanse.flower import Envelope, open_envelope
 from hanse.wire import hanse_pb2 as pb
@@ -66,7 +67,7 @@ class Desk:
             for each, assembler in self.partial.items()
         ]
         held, busy = sorted(self.held)[:MOST_TOLD], sorted(self.busy)[:MOST_TOLD]
-        return make_hello(held=held, busy=busy, partial=progress)
+        return make_hello(capabilities=CAPABILITIES, held=held, busy=busy, partial=progress)
 
     def submit(self, assembler: Assembler) -> None:
         """Hand a complete instruction to the worker.

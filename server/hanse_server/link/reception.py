@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -66,6 +66,7 @@ class Reception:
         metrics: ServerMetrics,
         trail: ServerTrail,
         job: str,
+        wants: Collection[str],
         heartbeat_seconds: float,
     ) -> None:
         self._register = register
@@ -73,6 +74,7 @@ class Reception:
         self._metrics = metrics
         self._trail = trail
         self._job = job
+        self._wants = wants
         self._heartbeat_seconds = heartbeat_seconds
         self._expiry = Expiry(metrics.site_certificate_expiry)
         self._seen: set[str] = set()
@@ -172,6 +174,12 @@ class Reception:
         theirs = plain(hello.versions.get("hanse", "?"), LONGEST_ID)
         self._trail.joined(session.site, session.certificate.fingerprint, theirs)
         log.info("%s is connected (hanse %s)", session.site, theirs)
+        lacking = sorted(set(self._wants).difference(hello.capabilities))
+        if lacking:
+            log.warning(
+                "%s (hanse %s) does not know %s: what it sends is taken as it is",
+                *(session.site, theirs, ", ".join(lacking)),
+            )
         welcome = pb.Welcome(
             protocol=this_protocol(),
             versions=versions(),

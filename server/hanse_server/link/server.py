@@ -55,6 +55,7 @@ class LinkServer:
         limits: what is taken from a site at most.
         trail: where it is written down what is sent and accepted.
         job: the name of the job, for the sites' logs.
+        wants: capabilities that the job is the better for; of a site that lacks one it is told.
         heartbeat_seconds: between two signs of life, both ways.
     """
 
@@ -70,6 +71,7 @@ class LinkServer:
         limits: Limits | None = None,
         trail: ServerTrail | None = None,
         job: str = "",
+        wants: Collection[str] = (),
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self.host = host
@@ -87,6 +89,7 @@ class LinkServer:
             metrics=metrics,
             trail=self._trail,
             job=job,
+            wants=wants,
             heartbeat_seconds=heartbeat_seconds,
         )
         self._thread = threading.Thread(target=self._run, name="hanse-link", daemon=True)

@@ -124,7 +124,10 @@ class OnWeights(Strategy):
         if reply.has_error():
             return reply
         update = to_tensors(only_arrays(reply.content))
-        weights = {name: before + update[name] for name, before in self._model.items()}
+        weights = {
+            name: before + update[name] if name in update else before
+            for name, before in self._model.items()
+        }
         metrics = to_metrics(only_metrics(reply.content))
         reply.content = RecordDict({ARRAYS: to_record(weights), METRICS: metrics})
         return reply
