@@ -114,7 +114,7 @@ class Encoding(Settings):
     """
 
     name: Literal["plain", "float16", "bfloat16", "int8", "int4", "topk"] = "plain"
-    kept: Annotated[float, Field(ge=1e-4, le=0.5)] = 0.125
+    kept: Annotated[float, Field(ge=1e-4, le=0.5)] = 0.1
     trainable_only: bool = False
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ConfigRecord, RecordDict
+from hanse.encodings import ENCODING, KEPT
 from hanse.flower import (
     ARRAYS,
     CONFIG,
@@ -131,6 +132,22 @@ def _of_a_secure_round() -> RecordDict:
     return asked
 
 
+def _asks_for(encoding: str, kept: float, **changes: Any) -> Ask:
+    def ask() -> RecordDict:
+        asked = content(job(**changes))
+        asked.config_records[CONFIG].update({ENCODING: encoding, KEPT: kept})
+        return asked
+
+    return ask
+
+
+def _encoded_weights() -> RecordDict:
+    asked = content(job())
+    few = Array("float32", (1 << 20, 1 << 20), "hanse.encoding.topk", bytes(8))
+    asked.array_records[ARRAYS]["weight"] = few
+    return asked
+
+
 def _with_a_pull_of_nan() -> RecordDict:
     asked = content(job())
     asked.config_records[CONFIG][PROXIMAL_MU] = math.nan
@@ -224,6 +241,24 @@ INSTRUCTED = (
         label="secure_aggregation",
         told="",
         ask=_of_a_secure_round,
+    ),
+    Instructed(
+        does="asks for a masked update in an encoding that needs the update",
+        label="job",
+        told="leaves whole",
+        ask=_asks_for("topk", 0.1, secure_aggregation={"enabled": True}),
+    ),
+    Instructed(
+        does="asks for more of an update's numbers than there are",
+        label="job",
+        told="kept = 7.0",
+        ask=_asks_for("topk", 7.0),
+    ),
+    Instructed(
+        does="sends a model of terabytes, encoded in a few bytes",
+        label="task",
+        told="cannot be read",
+        ask=_encoded_weights,
     ),
     Instructed(
         does="asks for a FedProx pull that is no number",

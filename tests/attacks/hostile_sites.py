@@ -6,13 +6,14 @@ import asyncio
 import io
 import math
 import pickle
+import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ConfigRecord, Error
+from flwr.app import Array, ConfigRecord, Error, RecordDict
 from hanse.errors import PolicyError
 from hanse.flower import TERMS, WEIGHT, Envelope
 from hanse.identity import node_id_of
@@ -90,6 +91,18 @@ def npy(array: object, **how: object) -> bytes:
 def _objects() -> Array:
     pickled = npy(np.array([print] * WIDTH, dtype=object), allow_pickle=True)
     return Array("object", (WIDTH,), "numpy.ndarray", pickled)
+
+
+def _encoded(
+    data: bytes, encoding: str = "topk", shape: tuple[int, int] = (1, WIDTH)
+) -> RecordDict:
+    return with_array(Array("float32", shape, f"hanse.encoding.{encoding}", data))
+
+
+def _largest(scale: float, places: list[int], values: list[float]) -> bytes:
+    """The numbers of an array as ``topk`` lays them out, of one page."""
+    head = struct.pack("<fI", scale, len(places))
+    return head + np.array(places, "<u2").tobytes() + np.array(values, "<f2").tobytes()
 
 
 def _damaged(damage: Callable[[pb.Header], None]) -> Callable[..., Acting]:
@@ -185,6 +198,36 @@ IN_A_ROUND = (
                 Array("float32", (1, WIDTH), "numpy.ndarray", pickle.dumps({"run": "me"}))
             )
         ),
+    ),
+    InARound(
+        does="sends an array in an encoding that nobody asked for",
+        label="update",
+        attack=_replies(lambda: _encoded(bytes(WIDTH + 4), "int8")),
+    ),
+    InARound(
+        does="encodes an array with a scale that is NaN",
+        label="update",
+        attack=_replies(lambda: _encoded(_largest(math.nan, [0], [1.0]))),
+    ),
+    InARound(
+        does="encodes a number at a place beyond the array",
+        label="update",
+        attack=_replies(lambda: _encoded(_largest(1.0, [WIDTH], [1.0]))),
+    ),
+    InARound(
+        does="encodes one place of an array again and again",
+        label="update",
+        attack=_replies(lambda: _encoded(_largest(1.0, [3] * 4, [1.0] * 4))),
+    ),
+    InARound(
+        does="encodes an array of terabytes in a few bytes",
+        label="update",
+        attack=_replies(lambda: _encoded(_largest(1.0, [0], [1.0]), shape=(1, 1 << 40))),
+    ),
+    InARound(
+        does="encodes an update of a huge norm",
+        label="update",
+        attack=_replies(lambda: _encoded(_largest(1e18, [0], [1.0]))),
     ),
     InARound(does="claims no weight", label="update", attack=_weighs(0.0)),
     InARound(does="claims a negative weight", label="update", attack=_weighs(-1.0)),

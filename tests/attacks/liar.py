@@ -87,6 +87,7 @@ def job(deadline: float = 120.0) -> Job:
                 "max_weight": 10.0,
                 "metrics": {"accuracy": (0.0, 1.0)},
             },
+            "encoding": {"name": "topk", "kept": 0.5},
             "evaluation": {"federated": False},
         }
     )

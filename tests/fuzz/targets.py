@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tests.fuzz import (
     checkpoints,
+    encoded,
     identities,
     readers,
     secure,
@@ -19,6 +20,8 @@ from tests.fuzz.target import Open
 
 TARGETS: Mapping[str, Open] = {
     "contents": server_link.replies,
+    "encoded-updates": encoded.updates,
+    "leftovers": encoded.leftovers,
     "frames-from-site": server_link.from_site,
     "frames-to-site": site_link.to_site,
     "instructed-jobs": settings.instructed_jobs,
@@ -48,6 +51,7 @@ TARGETS: Mapping[str, Open] = {
 
 SHARES: Mapping[str, float] = dict.fromkeys(TARGETS, 2.0) | {
     "contents": 30,
+    "encoded-updates": 10,
     "frames-from-site": 20,
     "instructed-jobs": 6,
     "jobs": 3,
