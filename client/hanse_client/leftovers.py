@@ -68,11 +68,16 @@ class LeftoverStore:
     Args:
         path: a file, of twice the model's size in float32 at most; None for memory, which is for
             simulations: no instruction comes again there.
+        begun: what :meth:`carried` gave of a store in memory that goes on elsewhere.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, begun: bytes = b"") -> None:
         self._path = path
-        self._in_memory: Leftovers | None = None
+        self._in_memory = _of_bytes(begun) if begun else None
+
+    def carried(self) -> bytes:
+        """What is in memory; empty if nothing is."""
+        return b"" if self._in_memory is None else _to_bytes(self._in_memory)
 
     def at(self, owner: Owner, instruction: str, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is to be added to ``update``, which answers an instruction."""

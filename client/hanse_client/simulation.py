@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from hanse_client.app import make_client_app
 from hanse_client.audit import AuditTrail
 from hanse_client.ledger import Ledger
+from hanse_client.leftovers import LeftoverStore
 from hanse_client.metrics import ClientMetrics
 from hanse_client.runtime import ReadRecords, SiteRuntime
 from hanse_client.secagg import masking_of, simulated
@@ -40,6 +41,9 @@ UNBOUNDED = 1e9
 
 ROWS = "rows"
 """Config key of the rows of a carried ledger."""
+
+LEFT = "left"
+"""Config key of what the site has left out of its updates, as bytes."""
 
 
 def make_app(described: str) -> ClientApp:
@@ -70,17 +74,24 @@ def make_app(described: str) -> ClientApp:
         )
 
     def carry(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Begin with the ledger that the context brings, and leave it there as it becomes."""
+        """Begin with the ledger that the context brings, and leave it there as it becomes.
+
+        What was left out of updates goes with it.
+        """
         if LEDGER not in context.state:
             return call_next(message, context)
         name = str(context.node_config["site"])
         rows = cast(list[str], context.state.config_records[LEDGER].get(ROWS, []))
         if name not in runtimes or runtimes[name].ledger.contents() != rows:
             runtimes[name] = begin(name, rows)
+        runtime = runtimes[name]
+        left = cast(bytes, context.state.config_records[LEDGER].get(LEFT, b""))
+        runtime.leftovers = LeftoverStore(None, begun=left)
         try:
             return call_next(message, context)
         finally:
-            context.state[LEDGER] = ConfigRecord({ROWS: runtimes[name].ledger.contents()})
+            left = runtime.leftovers.carried()
+            context.state[LEDGER] = ConfigRecord({ROWS: runtime.ledger.contents(), LEFT: left})
 
     return make_client_app(resolve, outermost=[carry])
 

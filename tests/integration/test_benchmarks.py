@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.benchmarks import big_updates, round_overhead, startup
+from tests.benchmarks import big_updates, encodings, round_overhead, startup
 from tests.benchmarks.federations import contest
 from tests.benchmarks.federations.case import Case
 
@@ -37,3 +38,33 @@ def test_large_models_are_told_with_the_memory_of_the_server() -> None:
 
     assert [row["contestant"] for row in rows] == ["floor", "Hanse"]
     assert all(row["sites"] == 3 and row["peak_models"] > 1 for row in rows)
+
+
+def test_encodings_are_told_with_bytes_time_and_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise in place of digits: what is learnt is nothing, and what is sent is the same."""
+    numbers = np.random.default_rng(1)
+    for name, count in (("train.npz", 80), ("test.npz", 20)):
+        images = numbers.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        np.savez(tmp_path / name, images=images, labels=np.arange(count) % 10)
+    some = ("plain", "int8", "topk 1/10")
+    monkeypatch.setattr(encodings, "ENCODINGS", {name: encodings.ENCODINGS[name] for name in some})
+    asked = encodings.digits_job(tmp_path / "test.npz", rounds=1, sites=2)
+
+    digits = encodings.table(
+        "digits", lambda seed: encodings.digits(tmp_path / "train.npz", asked), range(1), repeats=2
+    )
+    heart = encodings.table(
+        "heart", lambda seed: encodings.heart(seed, rounds=2), range(2), repeats=2
+    )
+
+    for rows in (digits, heart):
+        assert [row["encoding"] for row in rows] == list(some)
+        assert rows[0]["share"] == 1.0
+        assert rows[0]["lost"] == 0.0
+        assert rows[1]["share"] < 0.27
+        assert rows[2]["share"] < 0.13
+        assert all(row["encode_ms"] > 0 and row["decode_ms"] > 0 for row in rows)
+        assert all(0 <= row["accuracy"] <= 100 for row in rows)
+    assert [row["seeds"] for row in (digits[0], heart[0])] == [1, 2]

@@ -5,15 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from hanse.encodings import ENCODING, KEPT
 from hanse.examples import example
-from hanse.flower import ARRAYS, CONFIG, JOB, ROUND, become_server_app, to_record
+from hanse.flower import (
+    ARRAYS,
+    CONFIG,
+    JOB,
+    ROUND,
+    Envelope,
+    become_server_app,
+    open_envelope,
+    to_record,
+)
 from hanse.identity import node_id_of
 from hanse.job import Job, load_job
 from hanse.simulation import LEDGER, SimulatedSites
 from hanse.task import load_task
 from hanse_client.ledger import Ledger
+from hanse_client.leftovers import Leftovers, LeftoverStore
 from hanse_client.simulation import ROWS, make_app
+from hanse_server.simulation.frames import pack_state, unpack_state
 
 SITE = "cleveland"
 
@@ -35,14 +48,15 @@ def context(state: RecordDict) -> Context:
     )
 
 
-def ask(number: int) -> Message:
+def ask(number: int, **more: float | str) -> Message:
     become_server_app(7)
     asked = job()
     task = load_task(asked.task.name, asked.task.options)
     arrays: ArrayRecord = to_record(task.model().state_dict())
-    config = ConfigRecord({JOB: asked.instruction, ROUND: number})
+    config = ConfigRecord({JOB: asked.instruction, ROUND: number, **more})
     content = RecordDict({ARRAYS: arrays, CONFIG: config})
-    return Message(content, node_id_of(SITE), "train", group_id=str(number))
+    message = Message(content, node_id_of(SITE), "train", group_id=str(number))
+    return open_envelope(Envelope.of(message, f"{number:032x}"), content)
 
 
 def epsilon(reply: Message) -> float:
@@ -70,6 +84,29 @@ def test_a_message_that_is_executed_again_is_charged_once() -> None:
     assert epsilon(worker(ask(1), context(again))) == first
     rows = again.config_records[LEDGER][ROWS]
     assert len(rows) == len(state.config_records[LEDGER][ROWS])  # type: ignore[arg-type]
+
+
+def test_what_was_left_out_of_an_update_goes_on_elsewhere(monkeypatch: Any) -> None:
+    """By the same worker or another, and from where the last reply that came ended."""
+    kept: list[Leftovers] = []
+    keep = LeftoverStore.keep
+
+    def watched(self: LeftoverStore, leftovers: Leftovers) -> None:
+        kept.append(leftovers)
+        keep(self, leftovers)
+
+    monkeypatch.setattr(LeftoverStore, "keep", watched)
+    asked: dict[str, float | str] = {ENCODING: "topk", KEPT: 0.1}
+    worker, state = app(), fresh()
+    worker(ask(1, **asked), context(state))
+    first = pack_state(state)
+    for each in (worker, app(), worker):
+        each(ask(2, **asked), context(unpack_state(first)))
+    assert kept[0].before == {}
+    for later in kept[1:]:
+        assert later.before.keys() == kept[0].after.keys() > set()
+        for name, tensor in kept[0].after.items():
+            assert torch.equal(later.before[name], tensor)
 
 
 def test_where_nobody_asks_for_it_nothing_is_carried() -> None:
