@@ -44,6 +44,11 @@ def leftovers_path(site: Site) -> Path:
     return site.state / "leftovers"
 
 
+def metrics_path(site: Site) -> Path:
+    """Where a site behind a SuperNode writes its metrics."""
+    return site.state / "metrics.prom"
+
+
 def ledger_result(site: Site, *, verify: bool = False) -> dict[str, Any]:
     """What was spent, by account, with every charge.
 

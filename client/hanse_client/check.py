@@ -56,8 +56,7 @@ def check_site(site: Site, job: Job | None) -> Iterator[Finding]:
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("data", lambda: _data(site, job)),
         ("policy", lambda: _policy(site, job)),
-        ("certificate", lambda: _certificate(site)),
-        ("coordinator", lambda: _coordinator(site)),
+        *(_link_checks(site) if site.coordinator else ()),
         ("device", lambda: device.describe(device.resolve(site.device))),
         ("budget", lambda: _budget(site, job)),
         ("leaves the site", lambda: _egress(site, job)),
@@ -73,6 +72,13 @@ def check_site(site: Site, job: Job | None) -> Iterator[Finding]:
                 remedy=error.remedy,
                 exit_code=error.exit_code,
             )
+
+
+def _link_checks(site: Site) -> tuple[tuple[str, Callable[[], str]], ...]:
+    return (
+        ("certificate", lambda: _certificate(site)),
+        ("coordinator", lambda: _coordinator(site)),
+    )
 
 
 def _data(site: Site, job: Job | None) -> str:

@@ -6,6 +6,15 @@ import hanse
 from hanse.metrics import Phases
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 
+OF_THE_STREAM = (
+    "hanse_client_connected",
+    "hanse_client_reconnects",
+    "hanse_client_waiting_since_timestamp_seconds",
+    "hanse_client_certificate_expiry_timestamp_seconds",
+    "hanse_client_phase",
+)
+"""What says nothing of a site behind a SuperNode, which has the connection."""
+
 PHASES = ("training", "encoding", "evaluating", "accounting")
 
 
@@ -75,3 +84,7 @@ class ClientMetrics:
             "encoding_error", "What encoding changed of the last update, relative to its L2 norm."
         )
         self.train_loss = gauge("train_loss", "Mean training loss of the last round.")
+
+    def gauges(self) -> list[Gauge]:
+        """All gauges."""
+        return [each for each in vars(self).values() if isinstance(each, Gauge)]

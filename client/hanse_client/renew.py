@@ -13,7 +13,7 @@ from hanse.renewal import install, prove, settle_key
 from hanse.tls import load_identity, next_key, read_leaf
 
 from hanse_client.request import signing_request
-from hanse_client.site import Site
+from hanse_client.site import Site, check_linked
 
 _NEW_KEY = (
     "the key is new: sites that pin this one's (policy.secure_aggregation.peers) refuse it in "
@@ -84,6 +84,7 @@ def ask(site: Site, *, keep_key: bool) -> Asked:
     Raises:
         CertificateError: if the files under [tls] do not fit together, or cannot be written.
     """
+    check_linked(site)
     tls = site.tls
     try:
         settle_key(tls.certificate, tls.key)
@@ -118,6 +119,7 @@ def take(site: Site, signed: Path) -> Taken:
             key that is here.
         CertificateExpiredError: if it is not valid at this time.
     """
+    check_linked(site)
     tls = site.tls
     try:
         settle_key(tls.certificate, tls.key)

@@ -27,7 +27,7 @@ from hanse_client.link import Coordinator, LinkClient
 from hanse_client.metrics import ClientMetrics
 from hanse_client.outbox import Outbox
 from hanse_client.runtime import SiteRuntime
-from hanse_client.site import Site
+from hanse_client.site import Site, check_linked
 
 log = logging.getLogger("hanse.client")
 
@@ -90,7 +90,9 @@ def coordinator_of(site: Site) -> Coordinator:
 
     Raises:
         CertificateError: if certificate, key and authority do not fit together.
+        SiteFileError: if it names none.
     """
+    check_linked(site)
     return Coordinator(
         address=site.coordinator,
         identity=IdentityFiles(site.tls.ca, site.tls.certificate, site.tls.key),

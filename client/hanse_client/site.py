@@ -113,7 +113,8 @@ class Site(Settings):
     """A whole ``site.toml``.
 
     Attributes:
-        coordinator: host:port of the server.
+        coordinator: host:port of the server; empty, with no ``[tls]``, where the site is reached
+            through a SuperNode of Flower's.
         device: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``.
         state: folder of the ledger, the outbox and the audit trail.
         metrics_port: port of the Prometheus endpoint; 0 for none.
@@ -122,16 +123,39 @@ class Site(Settings):
     """
 
     name: SiteName
-    coordinator: Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")]
+    coordinator: Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")] = ""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     state: Path = Path("state")
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9464
     metrics_host: str = "127.0.0.1"
-    tls: Tls
+    tls: Tls = Tls(ca=Path(), certificate=Path(), key=Path())
     data: Data
     budget: Budget
     policy: Policy = Policy()
     engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Site:
+        given = {"coordinator", "tls"} & self.model_fields_set
+        if len(given) == 1:
+            raise ValueError(
+                "coordinator and [tls] go together: name both, or neither for a site behind a "
+                "SuperNode of Flower's"
+            )
+        return self
+
+
+def check_linked(site: Site) -> None:
+    """Refuse to go on where a site's file names no coordinator.
+
+    Raises:
+        SiteFileError: if so.
+    """
+    if not site.coordinator:
+        raise SiteFileError(
+            f"site {site.name} names no coordinator, and has no [tls]",
+            remedy="Name both in site.toml; a site behind a SuperNode of Flower's needs neither.",
+        )
 
 
 def load_site(path: Path) -> Site:

@@ -62,6 +62,24 @@ def run(
     _show_outcome(job, folder, as_json)
 
 
+@server_app.command("flower-app")
+def flower_app(
+    job_file: JobFile,
+    folder: Annotated[Path, typer.Argument(help="The folder to make, for `flwr run`.")],
+    workspace: Annotated[
+        Path,
+        typer.Option("--workspace", help="The run's folder, an absolute path at the SuperLink."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write a Flower app that runs a job on a SuperLink, with the SuperNodes of its sites."""
+    from hanse_server.superlink.folder import write_flower_app
+
+    write_flower_app(job_file, folder, workspace)
+    result = {"folder": str(folder), "workspace": str(workspace)}
+    show(result, as_json, lambda: out.print(f"run it: flwr run {folder}", soft_wrap=True))
+
+
 @server_app.command("status")
 def status(
     workspace: Annotated[Path, typer.Option("--workspace", help="The run's folder.")],

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from flwr.app import Message
 from hanse.flower import SERVER_NODE_ID, Envelope
@@ -19,7 +20,7 @@ from hanse.wire.message import Encoded, encode
 
 from hanse_server.grid import HanseGrid, Replies
 from hanse_server.journal import Entry
-from hanse_server.link import Instruction, LinkServer, Reply, Slots
+from hanse_server.link import Instruction, Reply, Slots
 from hanse_server.status import Awaited
 
 log = logging.getLogger("hanse.grid")
@@ -31,8 +32,46 @@ Bounds = Callable[[Message, Encoded, Limits], Limits]
 """An instruction, its content, and bounds that hold in any case, to those of its reply."""
 
 
+class Link(Protocol):
+    """What carries instructions to sites, by their names, and their replies back: Hanse's own
+    :class:`hanse_server.link.LinkServer`, or :class:`hanse_server.superlink.SuperLink`."""
+
+    @property
+    def limits(self) -> Limits:
+        """What is taken from a site at most."""
+
+    def connected(self) -> Mapping[int, str]:
+        """The names of the sites that are there now, by node id."""
+
+    def registered(self) -> Mapping[int, str]:
+        """The names of all sites that may come, by node id."""
+
+    def owed(self, run_id: int) -> list[Entry]:
+        """What sites were asked in a run, and is neither given up nor settled."""
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of payload received and sent so far."""
+
+    def push(
+        self, instructions: Collection[Instruction], answer: Callable[[Reply], None], slots: Slots
+    ) -> None:
+        """Note durably that replies are owed, then send."""
+
+    def take(self, reply: Reply) -> None:
+        """The app has taken a reply."""
+
+    def abandon(self, instructions: Collection[str]) -> None:
+        """The app goes on without the replies to these."""
+
+    def outdate(self, instructions: Collection[str]) -> None:
+        """The app waits for these still, and goes on meanwhile: they are not sent again."""
+
+    def settle(self, *, keep: Collection[str]) -> None:
+        """Nobody will ask again for anything but ``keep``."""
+
+
 class GrpcGrid(HanseGrid):
-    """A grid over a :class:`LinkServer`; to be used from one thread.
+    """A grid over a link; to be used from one thread.
 
     Ids are a function of the run, the receiver and the content, so that a server which was
     restarted asks for the same thing under the same id, and the sites answer from their
@@ -46,7 +85,7 @@ class GrpcGrid(HanseGrid):
 
     def __init__(
         self,
-        link: LinkServer,
+        link: Link,
         run_id: int,
         *,
         auto_settle: bool = False,

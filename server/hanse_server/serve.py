@@ -60,7 +60,7 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
     with (
         workspace.locked(),
         endpoint(metrics.registry, listening.metrics_host, listening.metrics_port),
-        _told(workspace, job) as trail,
+        told_of(workspace, job) as trail,
         closing(Journal(workspace.journal)) as journal,
         LinkServer(
             host=listening.host,
@@ -81,7 +81,7 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
 
 
 @contextmanager
-def _told(workspace: Workspace, job: Job) -> Iterator[ServerTrail]:
+def told_of(workspace: Workspace, job: Job) -> Iterator[ServerTrail]:
     """The audit trail, in which the server's start and its end are told."""
     trail = workspace.open_trail()
     trail.started(workspace.run_id, job.digest, last_round(workspace.checkpoints))

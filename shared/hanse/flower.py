@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -69,6 +70,9 @@ APP_RAISED = 2
 APP_CRASHED = 8
 """Code of a reply whose app's process died; Flower's number."""
 
+LOST_ON_THE_WAY = frozenset({3, 4, 5})
+"""Codes with which a SuperLink says that a message or its reply never arrived; Flower's numbers."""
+
 log = logging.getLogger("hanse")
 
 # What numpy writes before an array's bytes. Not numpy.load, which would open archives too,
@@ -88,6 +92,38 @@ def become_server_app(run_id: int) -> None:
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE_ID
     TaskIdentity.task_id = 0
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who this process is to a SuperLink; Flower's constructor of messages asks the process."""
+
+    task_id: int
+    run_id: int
+    node_id: int
+
+    @staticmethod
+    def here() -> Sender:
+        """As Flower has started this process."""
+        return Sender(TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id)
+
+    def message(
+        self, content: RecordDict, node: int, *, message_type: str, group_id: str, ttl: float
+    ) -> Message:
+        """A new message, as Flower makes one in a process of this sender."""
+        metadata = Metadata(
+            run_id=self.run_id,
+            message_id="",
+            src_node_id=self.node_id,
+            dst_node_id=node,
+            reply_to_message_id="",
+            group_id=group_id,
+            created_at=time.time(),
+            ttl=ttl,
+            message_type=message_type,
+            src_task_id=self.task_id,
+        )
+        return Message(content=content, metadata=metadata)  # type: ignore[call-overload, no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from prometheus_client import (
@@ -17,11 +18,14 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    generate_latest,
     start_http_server,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from hanse.durable import write_file
 from hanse.errors import PortInUseError
 
 SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -87,6 +91,65 @@ def new_registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     registry.register(GpuCollector())
     return registry
+
+
+class TextFile:
+    """Metrics of processes that end before anybody can scrape them, in a file of the text format.
+
+    Such files are what node_exporter's textfile collector reads. Counters and histograms add up
+    over the processes; of a gauge the last value holds. One process at a time may do this.
+
+    Args:
+        path: named ``*.prom``; what is damaged is begun anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            found = list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
+            found = []
+        self._before = {family.name: family for family in found}
+
+    def restore(self, gauges: Iterable[Gauge]) -> None:
+        """Give gauges the values that they had."""
+        for gauge in gauges:
+            for name in {family.name for family in gauge.collect()} & self._before.keys():
+                for sample in self._before[name].samples:
+                    (gauge.labels(**sample.labels) if sample.labels else gauge).set(sample.value)
+
+    def write(self, registry: CollectorRegistry, *, without: Collection[str] = ()) -> None:
+        """Write what a registry holds, on top of what there was.
+
+        Args:
+            without: names of families to leave out.
+        """
+        families = [each for each in registry.collect() if each.name not in without]
+        write_file(self._path, generate_latest(_Families([self._added(f) for f in families])))
+
+    def _added(self, family: Metric) -> Metric:
+        """A family with what there was before: sums of what only grows."""
+        samples = {
+            (each.name, tuple(sorted(each.labels.items()))): each.value
+            for each in family.samples
+            if not each.name.endswith("_created")  # of this process: it says nothing of the sums
+        }
+        if family.type in ("counter", "histogram") and family.name in self._before:
+            for each in self._before[family.name].samples:
+                key = each.name, tuple(sorted(each.labels.items()))
+                samples[key] = samples.get(key, 0.0) + each.value
+        added = Metric(family.name, family.documentation, family.type)
+        for (name, labels), value in samples.items():
+            added.add_sample(name, dict(labels), value)
+        return added
+
+
+class _Families(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 @contextmanager

@@ -149,6 +149,27 @@ def test_no_code_of_hanse_is_one_of_flowers() -> None:
 def test_the_codes_taken_from_flower_mean_what_they_say() -> None:
     assert flower.APP_RAISED == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
     assert flower.APP_CRASHED == ErrorCode.CLIENT_APP_CRASHED
+    assert {
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+    } == flower.LOST_ON_THE_WAY
+
+
+def test_a_sender_makes_the_messages_that_flower_makes_in_its_process() -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 3, 5, 1
+    content = RecordDict({"config": ConfigRecord({"a": 1})})
+    flowers = Message(content, 42, "train", ttl=60.0, group_id="2")
+    sender = flower.Sender.here()
+    become_server_app(7)  # as a round loop does: the sender stays who it was
+
+    ours = sender.message(content, 42, message_type="train", group_id="2", ttl=60.0)
+
+    told = {**vars(ours.metadata), **vars(flowers.metadata)}
+    assert told.keys() == vars(ours.metadata).keys()
+    different = {name for name in told if vars(ours.metadata)[name] != vars(flowers.metadata)[name]}
+    assert different <= {"_created_at", "created_at"}
+    assert ours.content == content
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ EVERY_COMMAND = (
     "client request",
     "client run",
     "server audit",
+    "server flower-app",
     "server run",
     "server status",
     "task check",

@@ -67,13 +67,16 @@ class Ledger:
         path: the ledger's file, made if there is none; None for one in memory, which is for
             simulations: it forgets everything.
         begun: what stands in the rows of a ledger in memory that goes on elsewhere.
+        patience: seconds to wait for another client that holds it.
 
     Raises:
         LedgerError: if it cannot be written, or another client holds it.
         LedgerBrokenError: if it was changed by hand, cut off or damaged.
     """
 
-    def __init__(self, path: Path | None, *, begun: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path | None, *, begun: Sequence[str] = (), patience: float = 0.0
+    ) -> None:
         if path is not None and begun:
             raise ValueError("what stands in the rows of a file stands there already")
         self._mutex = threading.RLock()
@@ -82,7 +85,9 @@ class Ledger:
         self._untold: Row | None = None
         with ExitStack() as opened:
             if path is not None:
-                opened.callback(os.close, hold(path.with_name(path.name + ".lock")))
+                opened.callback(
+                    os.close, hold(path.with_name(path.name + ".lock"), patience=patience)
+                )
             self._chain = Chain(path)
             opened.callback(self._chain.close)
             for content in begun:

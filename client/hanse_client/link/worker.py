@@ -87,7 +87,7 @@ class Worker:
             return None if self._stopped else self._waiting.pop(next(iter(self._waiting)))
 
     def _answer(self, instruction: Message, execute: Execute) -> None:
-        header, encoded = _reply(instruction, execute)
+        header, encoded = pack_reply(instruction, execute)
         asked = instruction.metadata.message_id
         kept = True
         try:
@@ -99,7 +99,8 @@ class Worker:
         self._done(asked, header, kept)
 
 
-def _reply(instruction: Message, execute: Execute) -> tuple[pb.Header, Encoded]:
+def pack_reply(instruction: Message, execute: Execute) -> tuple[pb.Header, Encoded]:
+    """The reply to an instruction as it travels, and as the outbox keeps it."""
     reply = answer(execute, instruction)
     try:
         return _pack(instruction, reply)

@@ -19,7 +19,7 @@ from hanse.identity import SITE_NAME
 from hanse.keys import MALFORMED, PrivateKey, key_fingerprint, parse_key
 from hanse.tls import common_name, issued_by, load_identity
 
-from hanse_client.site import Site
+from hanse_client.site import Site, check_linked
 
 PublicKey = ec.EllipticCurvePublicKey
 
@@ -131,6 +131,7 @@ def certified(site: Site) -> OpenIdentity:
     """The identity of a real site: its TLS certificate and key, its authority, its pins."""
 
     def open_identity() -> Identity:
+        check_linked(site)
         tls = load_identity(site.tls.ca, site.tls.certificate, site.tls.key)
         leaf = x509.load_pem_x509_certificate(tls.certificate)
         signer = Signer(
