@@ -104,8 +104,9 @@ class Encoding(Settings):
 
     ``float16`` and ``bfloat16`` take half of float32's bytes, ``int8`` a quarter and ``int4`` an
     eighth: with a scale for each 256 numbers, and rounded so that the expectation is the update.
-    ``topk`` sends the largest numbers of each array at 4 bytes each; the site adds what it left
-    out to its next update of the run.
+    ``topk`` sends the largest numbers of each array as int8, with a bit for each place, or two
+    bytes for each number where they are few; the site adds what it left out to its next update
+    of the run.
 
     Attributes:
         kept: share of each array's numbers that ``topk`` sends.
@@ -114,7 +115,7 @@ class Encoding(Settings):
     """
 
     name: Literal["plain", "float16", "bfloat16", "int8", "int4", "topk"] = "plain"
-    kept: Annotated[float, Field(ge=1e-4, le=0.5)] = 0.1
+    kept: Annotated[float, Field(ge=1e-4, le=0.5)] = 0.3
     trainable_only: bool = False
 
     @property

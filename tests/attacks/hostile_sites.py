@@ -99,10 +99,9 @@ def _encoded(
     return with_array(Array("float32", shape, f"hanse.encoding.{encoding}", data))
 
 
-def _largest(scale: float, places: list[int], values: list[float]) -> bytes:
-    """The numbers of an array as ``topk`` lays them out, of one page."""
-    head = struct.pack("<fI", scale, len(places))
-    return head + np.array(places, "<u2").tobytes() + np.array(values, "<f2").tobytes()
+def _largest(scale: float, places: int, count: int = 1) -> bytes:
+    """Numbers of an array of eight as ``topk`` lays them out: a bit for each place."""
+    return struct.pack("<IBf", count, places, scale) + bytes([127] * count)
 
 
 def _damaged(damage: Callable[[pb.Header], None]) -> Callable[..., Acting]:
@@ -207,27 +206,27 @@ IN_A_ROUND = (
     InARound(
         does="encodes an array with a scale that is NaN",
         label="update",
-        attack=_replies(lambda: _encoded(_largest(math.nan, [0], [1.0]))),
+        attack=_replies(lambda: _encoded(_largest(math.nan, 0x80))),
     ),
     InARound(
-        does="encodes a number at a place beyond the array",
+        does="encodes more numbers than the array has",
         label="update",
-        attack=_replies(lambda: _encoded(_largest(1.0, [WIDTH], [1.0]))),
+        attack=_replies(lambda: _encoded(_largest(1.0, 0xFF, 9))),
     ),
     InARound(
-        does="encodes one place of an array again and again",
+        does="encodes more numbers than it names places for",
         label="update",
-        attack=_replies(lambda: _encoded(_largest(1.0, [3] * 4, [1.0] * 4))),
+        attack=_replies(lambda: _encoded(_largest(1.0, 0x80, 4))),
     ),
     InARound(
         does="encodes an array of terabytes in a few bytes",
         label="update",
-        attack=_replies(lambda: _encoded(_largest(1.0, [0], [1.0]), shape=(1, 1 << 40))),
+        attack=_replies(lambda: _encoded(_largest(1.0, 0x80), shape=(1, 1 << 40))),
     ),
     InARound(
         does="encodes an update of a huge norm",
         label="update",
-        attack=_replies(lambda: _encoded(_largest(1e18, [0], [1.0]))),
+        attack=_replies(lambda: _encoded(_largest(1e18, 0x80))),
     ),
     InARound(does="claims no weight", label="update", attack=_weighs(0.0)),
     InARound(does="claims a negative weight", label="update", attack=_weighs(-1.0)),

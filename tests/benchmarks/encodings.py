@@ -51,8 +51,8 @@ ENCODINGS = {
     "bfloat16": Encoding(name="bfloat16"),
     "int8": Encoding(name="int8"),
     "int4": Encoding(name="int4"),
-    "topk 1/10": Encoding(name="topk", kept=0.1),
-    "topk 1/40": Encoding(name="topk", kept=0.025),
+    "topk 0.3": Encoding(name="topk", kept=0.3),
+    "topk 0.05": Encoding(name="topk", kept=0.05),
 }
 
 

@@ -84,7 +84,7 @@ def test_the_wire_ends_with_the_model_of_a_simulation(
     found = on_the_wire(server, asked, tmp_path / "wire")
     assert same(found, inline(asked, tmp_path / "inline"))
     assert not same(found, inline(job("plain"), tmp_path / "plain"))
-    share = {"float16": 0.51, "bfloat16": 0.51, "int8": 0.26, "int4": 0.135, "topk": 0.105}[name]
+    share = {"float16": 0.51, "bfloat16": 0.51, "int8": 0.26, "int4": 0.135, "topk": 0.11}[name]
     for line in read_history(tmp_path / "wire"):
         for told in line["sites"].values():
             assert told["encoding"] == name

@@ -53,7 +53,7 @@ CODECS = {
     ),
     "int8": Codec(lambda flat, asked, draws: blocks.pack8(flat, draws), blocks.unpack8),
     "int4": Codec(lambda flat, asked, draws: blocks.pack4(flat, draws), blocks.unpack4),
-    "topk": Codec(lambda flat, asked, draws: sparse.pack(flat, asked.kept), sparse.unpack),
+    "topk": Codec(lambda flat, asked, draws: sparse.pack(flat, asked.kept, draws), sparse.unpack),
 }
 
 CAPABILITIES = tuple(f"encoding:{name}" for name in (*CODECS, "trainable-only"))

@@ -121,7 +121,7 @@ def test_a_strategy_sees_plain_arrays(name: Name) -> None:
     }
     assert torch.equal(update["n"], UPDATE["n"])
     whole = float(UPDATE["w"].norm())
-    assert float((update["w"] - UPDATE["w"]).norm()) < (0.75 if name == "topk" else 0.25) * whole
+    assert float((update["w"] - UPDATE["w"]).norm()) < (0.5 if name == "topk" else 0.25) * whole
     site = at["east"]
     norm = torch.cat([update[key].double().reshape(-1) for key in update]).norm()
     assert site.update_norm == pytest.approx(float(norm))
