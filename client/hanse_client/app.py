@@ -24,7 +24,6 @@ from hanse.flower import (
     only_arrays,
     to_metrics,
     to_record,
-    to_tensors,
 )
 from hanse.secagg.messages import STAGES
 from hanse.task import task_digest, task_names
@@ -70,9 +69,8 @@ def make_client_app(resolve: Resolve, *, outermost: Sequence[Mod] = ()) -> Clien
 def _train(runtime: SiteRuntime, message: Message) -> RecordDict:
     order, metrics = runtime.order, runtime.metrics
     with metrics.phases.during("training"):
-        result = order.trainer.train(
-            to_tensors(only_arrays(message.content)), order.records.train, order.plan
-        )
+        weights = order.trainer.receive(only_arrays(message.content))
+        result = order.trainer.train(weights, order.records.train, order.plan)
     metrics.update_norm.set(result.update_norm)
     metrics.dp_backend.clear()
     if result.backend is not None:
@@ -90,7 +88,7 @@ def _train(runtime: SiteRuntime, message: Message) -> RecordDict:
     else:
         exact[UPDATE_NORM] = result.update_norm
     told = _told(runtime, len(order.records.train), public, result.noised, exact)
-    told[ARRAYS] = to_record(result.update)
+    told[ARRAYS] = to_record(result.update, adopt=True)
     return told
 
 
@@ -104,7 +102,7 @@ def _evaluate(runtime: SiteRuntime, message: Message) -> RecordDict:
         )
     task, policy, noised, exact = order.trainer.task, runtime.site.policy, {}, {}
     with runtime.metrics.phases.during("evaluating"):
-        weights = to_tensors(only_arrays(message.content))
+        weights = order.trainer.receive(only_arrays(message.content))
         outputs, targets = order.trainer.predict(weights, held_out), held_out.targets.cpu()
         if order.noised is not None:
             noise = order.trainer.noise
@@ -122,14 +120,11 @@ def _told(
     exact: Mapping[str, float],
 ) -> RecordDict:
     """What there is to tell, by the way in which it came about; the last gate chooses of it."""
-    return RecordDict(
-        {
-            METRICS: to_metrics({WEIGHT: runtime.weight(records)}),
-            Kind.PUBLIC: to_metrics(public),
-            Kind.NOISED: to_metrics(noised),
-            Kind.EXACT: to_metrics(exact),
-        }
-    )
+    told = RecordDict({METRICS: to_metrics({WEIGHT: runtime.weight(records)})})
+    for kind, values in ((Kind.PUBLIC, public), (Kind.NOISED, noised), (Kind.EXACT, exact)):
+        if values:
+            told[kind] = to_metrics(values)
+    return told
 
 
 def describe(runtime: SiteRuntime) -> ConfigRecord:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from functools import lru_cache
 
 from flwr.app import ConfigRecord, Message
 from hanse.aggregation import PLAIN, Encoding
 from hanse.config import validate
 from hanse.encodings import CODECS, ENCODING, KEPT, TRAINABLE_ONLY
 from hanse.errors import JobError, PolicyError
-from hanse.flower import CONFIG, JOB, PROXIMAL_MU, ROUND, only_arrays
+from hanse.flower import JOB, PROXIMAL_MU, ROUND, only_arrays, size_of
+from hanse.flower import config_of as config_in
 from hanse.job import FOR_SITES, Job
 from hanse.parsing import parse_json
 from hanse.plain import plain
@@ -24,7 +26,7 @@ CLOCKS_APART_SECONDS = 300.0
 
 def config_of(message: Message) -> ConfigRecord:
     """The configuration of an instruction; empty if it has none."""
-    return message.content.config_records.get(CONFIG, ConfigRecord())
+    return config_in(message.content)
 
 
 def job_text(config: ConfigRecord) -> str:
@@ -41,6 +43,7 @@ def job_text(config: ConfigRecord) -> str:
     return text
 
 
+@lru_cache(maxsize=4)  # many simulated sites are asked for the same
 def read_job(text: str) -> Job:
     """The job that a text describes.
 
@@ -80,7 +83,7 @@ def model_bytes(message: Message) -> int:
         arrays = only_arrays(message.content)
     except ValueError as error:
         raise JobError(f"the instruction holds no model: {error}") from error
-    return sum(len(array.data) for array in arrays.values())
+    return sum(map(size_of, arrays.values()))
 
 
 def proximal_mu(config: ConfigRecord) -> float | None:

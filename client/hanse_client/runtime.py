@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType
@@ -15,9 +14,9 @@ from hanse.flower import only_arrays
 from hanse.job import Job
 from hanse.privacy.accounting import Charge
 from hanse.records import Records
-from hanse.task import AnyTask, load_task
+from hanse.task import AnyTask
 
-from hanse_client import asking, device
+from hanse_client import asking
 from hanse_client.audit import AuditTrail
 from hanse_client.ledger import Ledger
 from hanse_client.leftovers import Leftovers, LeftoverStore
@@ -27,9 +26,9 @@ from hanse_client.policy import check_job, check_model_size, check_plan, check_s
 from hanse_client.release import NoisedMetrics, Release, kept_back, release_of
 from hanse_client.secagg import Masking, certified, masking_of, session_of
 from hanse_client.site import Site
+from hanse_client.trainers import Trainers
 from hanse_client.training import Trainer
 from hanse_client.turns import Turns
-from hanse_client.weights import check_weights, task_bytes
 
 log = logging.getLogger("hanse.client")
 
@@ -71,6 +70,9 @@ class SiteRuntime:
     """One open site; it serves one instruction at a time.
 
     Task, records and model stay warm from one instruction to the next of the same job.
+
+    Args:
+        trainers: where its trainer is kept; one of its own if None.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SiteRuntime:
         metrics: ClientMetrics,
         masking: Masking | None = None,
         leftovers: LeftoverStore | None = None,
+        trainers: Trainers | None = None,
     ) -> None:
         ledger.anchor(audit)
         self.site = site
@@ -91,6 +94,7 @@ class SiteRuntime:
         self.metrics = metrics
         self.masking = masking or masking_of(site, certified(site))
         self._read = read
+        self._trainers = Trainers() if trainers is None else trainers
         self._job: Job | None = None
         self._warm: tuple[Trainer, Records] | None = None
         self._order: Order | None = None
@@ -102,10 +106,10 @@ class SiteRuntime:
         self.statement: dict[str, float] = {}
         """What the ledger says of the order under way; empty without privacy."""
 
-    @cached_property
+    @property
     def device(self) -> torch.device:
         """The device that the site's file names."""
-        return device.resolve(self.site.device)
+        return self._trainers.device(self.site.device)
 
     @property
     def order(self) -> Order:
@@ -132,7 +136,7 @@ class SiteRuntime:
             self._turns.check(run_id, server_round)
         check_model_size(policy, asking.model_bytes(message))
         trainer, records = self._open(job)
-        check_weights(only_arrays(message.content), trainer.state)
+        trainer.receive(only_arrays(message.content))
         release = release_of(policy, job, trainer.task, judges=records.held_out is not None)
         check_steps(policy, job, steps_of(job, len(records.train)))
         plan = plan_round(
@@ -216,11 +220,10 @@ class SiteRuntime:
 
     def _open(self, job: Job) -> tuple[Trainer, Records]:
         if self._warm is None or self._job is None or self._job.digest != job.digest:
-            task = load_task(job.task.name, job.task.options)
-            check_model_size(self.site.policy, task_bytes(task) or 0)
-            self._warm = Trainer(task, self.device, engine=self.site.engine), self._read(task)
+            trainer = self._trainers.of(job, self.site)
+            self._warm = trainer, self._read(trainer.task)
             self._job = job
-            self._tell_kept_back(task)
+            self._tell_kept_back(trainer.task)
         return self._warm
 
 

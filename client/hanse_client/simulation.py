@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from hanse.errors import DataError
-from hanse.records import Data, Records, concatenate, fingerprint, hold_out, read_records
-from hanse.simulation import LEDGER, SimulatedSites
+from hanse.metrics import UNSEEN
+from hanse.records import Data, Records, concatenate, fingerprint, held_back, read_records
+from hanse.simulation import LEDGER, CohortApp, SimulatedSites, read_parts
 from hanse.task import AnyTask, Examples
-from prometheus_client import CollectorRegistry
+from torch import Tensor
 
 from hanse_client.app import make_client_app
 from hanse_client.audit import AuditTrail
 from hanse_client.ledger import Ledger
 from hanse_client.leftovers import LeftoverStore
-from hanse_client.metrics import ClientMetrics
 from hanse_client.runtime import ReadRecords, SiteRuntime
 from hanse_client.secagg import masking_of, simulated
 from hanse_client.site import (
@@ -35,6 +34,9 @@ from hanse_client.site import (
     Tls,
     load_site,
 )
+from hanse_client.stacked.cohort import Cohort
+from hanse_client.stacked.trainer import StackedTrainer
+from hanse_client.trainers import Trainers
 
 UNBOUNDED = 1e9
 """Epsilon that no job comes near."""
@@ -50,30 +52,58 @@ def make_app(described: str) -> ClientApp:
     """The ClientApp of the sites that ``described`` (a SimulatedSites as JSON) names.
 
     A site's ledger lives in memory: a simulation spends nothing of a real budget. Where the
-    engine asks for it, the ledger is carried in the context's state (:data:`LEDGER`).
+    engine asks for it, the ledger is carried in the context's state (:data:`LEDGER`). What is not
+    a site's own, all sites share: the model that they train, first of all.
     """
+    return Federation(SimulatedSites.model_validate_json(described), Trainers(8)).app()
+
+
+def make_cohort(described: str) -> CohortApp:
+    """Likewise, for an engine that hands over the messages to many sites at once."""
+    cohort = Cohort()
+    trainers = Trainers(8, make=partial(StackedTrainer, cohort=cohort))
     sites = SimulatedSites.model_validate_json(described)
-    open_site = _from_files(sites) if sites.files else _from_parts(sites)
-    runtimes: dict[str, SiteRuntime] = {}
+    cohort.answers_by(Federation(sites, trainers).app())
+    return cohort.answer
 
-    def resolve(context: Context) -> SiteRuntime:
+
+class Federation:
+    """Simulated sites, each opened when it is first asked, and kept.
+
+    Args:
+        trainers: where the models of all of them are.
+    """
+
+    def __init__(self, sites: SimulatedSites, trainers: Trainers) -> None:
+        self._open_site = _from_files(sites) if sites.files else _from_parts(sites)
+        self._trainers = trainers
+        self._runtimes: dict[str, SiteRuntime] = {}
+        self._audit = AuditTrail(None)
+
+    def app(self) -> ClientApp:
+        """The ClientApp of all of them."""
+        return make_client_app(self._resolve, outermost=[self._carry])
+
+    def _resolve(self, context: Context) -> SiteRuntime:
         name = str(context.node_config["site"])
-        if name not in runtimes:
-            runtimes[name] = begin(name)
-        return runtimes[name]
+        runtime = self._runtimes.get(name)
+        if runtime is None:
+            runtime = self._runtimes[name] = self._begin(name)
+        return runtime
 
-    def begin(name: str, rows: Sequence[str] = ()) -> SiteRuntime:
-        site, read = open_site(name)
+    def _begin(self, name: str, rows: Sequence[str] = ()) -> SiteRuntime:
+        site, read = self._open_site(name)
         return SiteRuntime(
             site,
             read=read,
             ledger=Ledger(None, begun=rows),
-            audit=AuditTrail(None),
-            metrics=ClientMetrics(CollectorRegistry()),
+            audit=self._audit,
+            metrics=UNSEEN,
             masking=masking_of(site, simulated(name)),
+            trainers=self._trainers,
         )
 
-    def carry(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    def _carry(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Begin with the ledger that the context brings, and leave it there as it becomes.
 
         What was left out of updates goes with it.
@@ -81,19 +111,17 @@ def make_app(described: str) -> ClientApp:
         if LEDGER not in context.state:
             return call_next(message, context)
         name = str(context.node_config["site"])
-        rows = cast(list[str], context.state.config_records[LEDGER].get(ROWS, []))
-        if name not in runtimes or runtimes[name].ledger.contents() != rows:
-            runtimes[name] = begin(name, rows)
-        runtime = runtimes[name]
-        left = cast(bytes, context.state.config_records[LEDGER].get(LEFT, b""))
-        runtime.leftovers = LeftoverStore(None, begun=left)
+        carried = context.state.config_records[LEDGER]
+        rows = cast(list[str], carried.get(ROWS, []))
+        runtime = self._runtimes.get(name)
+        if runtime is None or runtime.ledger.contents() != rows:
+            runtime = self._runtimes[name] = self._begin(name, rows)
+        runtime.leftovers = LeftoverStore(None, begun=cast(bytes, carried.get(LEFT, b"")))
         try:
             return call_next(message, context)
         finally:
             left = runtime.leftovers.carried()
             context.state[LEDGER] = ConfigRecord({ROWS: runtime.ledger.contents(), LEFT: left})
-
-    return make_client_app(resolve, outermost=[carry])
 
 
 OpenSite = Callable[[str], tuple[Site, ReadRecords]]
@@ -120,27 +148,54 @@ def _from_files(sites: SimulatedSites) -> OpenSite:
 def _from_parts(sites: SimulatedSites) -> OpenSite:
     if sites.data is None or sites.parts is None:
         raise DataError("simulated sites need a pooled data set, or a file each")
-    source, parts = sites.data, np.load(sites.parts, allow_pickle=False)
-    whole = fingerprint(source)
-
-    @cache
-    def pool(task_key: str) -> Examples:
-        return tasks[task_key].read(source)
-
-    tasks: dict[str, AnyTask] = {}
+    source, whole = sites.data, fingerprint(sites.data)
+    parts, permissive = read_parts(sites.parts, sites.names), _permissive(sites)
+    pools: dict[str, Pool] = {}
 
     def open_site(name: str) -> tuple[Site, ReadRecords]:
         def read(task: AnyTask) -> Records:
             key = f"{type(task).__qualname__}:{task.options!r}"
-            tasks.setdefault(key, task)
-            part = pool(key).take(torch.from_numpy(parts[name]))
-            train, held_out = hold_out(part, sites.holdout, seed=0)
+            if key not in pools:
+                pools[key] = Pool(task.read(source), parts, sites.holdout)
+            train, held_out = pools[key].of(name)
             known_as = hashlib.sha256(f"{whole}:{name}".encode()).hexdigest()
             return Records(train, held_out, known_as)
 
-        return _permissive(name, sites), read
+        return permissive.model_copy(update={"name": name}), read
 
     return open_site
+
+
+class Pool:
+    """A data set in the order of the sites, so that the records of each are a view of it.
+
+    Args:
+        parts: record numbers of each site.
+        holdout: fraction of each part that is kept back.
+    """
+
+    def __init__(self, whole: Examples, parts: Mapping[str, Tensor], holdout: float) -> None:
+        chosen = held_back(whole, holdout, seed=0)
+        order: list[Tensor] = []
+        self._ends: dict[str, tuple[int, int, int]] = {}
+        start = 0
+        for name, part in parts.items():
+            mask = chosen[part]
+            order += [part[~mask], part[mask]]
+            middle, end = start + len(order[-2]), start + len(part)
+            self._ends[name] = start, middle, end
+            start = end
+        self._ordered = whole.take(torch.cat(order))
+
+    def of(self, name: str) -> tuple[Examples, Examples | None]:
+        """What a site trains on, and what it holds out; None for nothing."""
+        start, middle, end = self._ends[name]
+        held_out = self._view(middle, end) if middle < end else None
+        return self._view(start, middle), held_out
+
+    def _view(self, start: int, end: int) -> Examples:
+        inputs = tuple(tensor[start:end] for tensor in self._ordered.inputs)
+        return Examples(inputs, self._ordered.targets[start:end])
 
 
 def _pool(task: AnyTask, data: list[Data]) -> Records:
@@ -158,10 +213,10 @@ def _waive(site: Site) -> Site:
     return site.model_copy(update={"policy": policy})
 
 
-def _permissive(name: str, sites: SimulatedSites) -> Site:
+def _permissive(sites: SimulatedSites) -> Site:
     nowhere = Path("simulated")
     return Site(
-        name=name,
+        name="simulated",
         coordinator="simulated:0",
         tls=Tls(ca=nowhere, certificate=nowhere, key=nowhere),
         data=Data(train=nowhere),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from hanse.errors import CoupledLossError, TaskError
-from hanse.job import Optimizer
 from hanse.task import AnyTask, Examples
 from torch import Tensor, nn
 
@@ -30,6 +29,16 @@ class Outcome:
     clipped: int = 0
 
 
+class Stepper(Protocol):
+    """An optimiser of a model's parameters, one of torch's or a :class:`LocalOptimizer`."""
+
+    def step(self) -> object:
+        """One step along the gradients that the parameters hold."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+
+
 class Step(Protocol):
     """One step of an optimiser on one batch, in whichever way."""
 
@@ -47,7 +56,7 @@ class PlainStep:
         self,
         model: nn.Module,
         loss: RecordLoss,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         pull: Callable[[], None],
     ) -> None:
         self._model = model
@@ -109,22 +118,6 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     # Without the same shape, (B, 1) and (B,) would be compared all with all.
     squares = (outputs.reshape(targets.shape) - targets).square()
     return squares.reshape(len(targets), -1).mean(dim=1)
-
-
-def make_optimizer(
-    settings: Optimizer, parameters: Iterable[nn.Parameter], lr: float
-) -> torch.optim.Optimizer:
-    """A fresh optimiser, with the learning rate of the round in place of the settings' own."""
-    decay, momentum = settings.weight_decay, settings.momentum
-    match settings.name:
-        case "sgd":
-            return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=decay)
-        case "adam":
-            return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
-        case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr=lr, momentum=momentum, weight_decay=decay)
 
 
 def proximal_pull(parameters: Sequence[nn.Parameter], mu: float) -> Callable[[], None]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from flwr.app import ArrayRecord
 from hanse.errors import DivergedError, TaskError, UnprovableModelError
 from hanse.evaluation import predict, record_metrics
 from hanse.task import AnyTask, Examples
-from torch import Tensor
+from torch import Tensor, nn
 
 from hanse_client.noised import TrainingTally
+from hanse_client.optimizers import LocalOptimizer
 from hanse_client.plan import LocalPlan
 from hanse_client.privacy.checks import (
     check_augmentation,
@@ -33,11 +36,11 @@ from hanse_client.steps import (
     PlainStep,
     RecordLoss,
     Step,
-    make_optimizer,
     proximal_pull,
     record_loss,
     trainable,
 )
+from hanse_client.weights import checked_weights
 
 log = logging.getLogger("hanse.client")
 
@@ -99,16 +102,25 @@ class Trainer:
             if getattr(module, "inplace", False):
                 # Would overwrite the activations that gradients by record are made from.
                 module.inplace = False  # type: ignore[assignment]
-        self._proved: dict[tuple[str, bool], BackendName] = {}
+        self._model.train()
+        self._parameters = [each for each in self._model.parameters() if each.requires_grad]
+        self._state = dict(self._model.state_dict())
+        self._names = tuple(self._state)
+        self._copies = not _hooked(self._model)
+        self._randomness = torch.Generator()
+        self._received: tuple[Callable[[], ArrayRecord | None], Mapping[str, Tensor]]
+        self._received = _nothing, {}
+        self._proved: dict[Subject, BackendName] = {}
         self.saw_records = True
         """Whether a record may have been looked at since the ledger's gate set this to False: as
         long as it is False, a charge can be taken back."""
-        self._metrics_proved = False
+        self._metrics_proved: set[tuple[Shape, ...]] = set()
+        self._step_noise: NoiseSource | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the model's state, which are those of the weights and the update."""
-        return tuple(self._model.state_dict())
+        return self._names
 
     @cached_property
     def frozen(self) -> frozenset[str]:
@@ -119,7 +131,26 @@ class Trainer:
     @property
     def state(self) -> Mapping[str, Tensor]:
         """The model's state, for its names, shapes and dtypes."""
-        return self._model.state_dict()
+        return self._state
+
+    def receive(self, arrays: ArrayRecord) -> Mapping[str, Tensor]:
+        """The weights that came, to be read only; those that came last are not read again.
+
+        Many simulated sites are sent one and the same record.
+
+        Raises:
+            TaskError: if they are not of the task's model, or not finite.
+        """
+        came, weights = self._received
+        if came() is not arrays:
+            weights = checked_weights(arrays, self._state)
+            self._received = weakref.ref(arrays, self._forget), weights
+        return weights
+
+    def _forget(self, gone: weakref.ref[ArrayRecord]) -> None:
+        """Hold no model longer than who sent it does."""
+        if self._received[0] is gone:
+            self._received = _nothing, {}
 
     def check(self, examples: Examples, plan: LocalPlan) -> None:
         """Refuse what cannot be trained under privacy; at once if that was found before.
@@ -132,7 +163,10 @@ class Trainer:
                 can train the model.
             CoupledLossError: if the loss does.
         """
-        if plan.privacy is None or (plan.loss, plan.augment) in self._proved:
+        if plan.privacy is None:
+            return
+        subject = subject_of(plan, examples)
+        if subject in self._proved:
             return
         loss = record_loss(plan.loss, self.task)
         check_provable(self._model)
@@ -141,7 +175,7 @@ class Trainer:
             check_augmentation(self.task, examples)
         choice = choose_backend(self._model, loss, examples, self._engine.backend)
         log.info("private steps by the backend %s: %s", choice.backend, choice.reason)
-        self._proved[plan.loss, plan.augment] = choice.backend
+        self._proved[subject] = choice.backend
 
     def check_metrics(self, examples: Examples) -> None:
         """Refuse to noise metrics of a model whose outputs mix records; at once after the first.
@@ -151,11 +185,12 @@ class Trainer:
         Raises:
             UnprovableModelError: if the model in evaluation mode does, or a metric.
         """
-        if self._metrics_proved:
+        shapes = _shapes(examples)
+        if shapes in self._metrics_proved:
             return
         bounded = record_metrics(self.task, loss_bound=1.0)
         check_values(self._model, [metric.values for metric in bounded.values()], examples)
-        self._metrics_proved = True
+        self._metrics_proved.add(shapes)
 
     def train(
         self, weights: Mapping[str, Tensor], examples: Examples, plan: LocalPlan
@@ -177,25 +212,25 @@ class Trainer:
         # A seed that others know would make each record's augmentation a known function of
         # which records come before it in the batch: then one record moves all the others.
         seed = plan.seed if plan.privacy is None else fresh_seed()
-        randomness = torch.Generator().manual_seed(seed)
+        randomness = self._randomness.manual_seed(seed)
         drawn, loss, clipped = 0, 0.0, 0
         tally = None if plan.noised is None else TrainingTally(plan.noised)
-        with _torch_seeded(seed, self._device), self._step(plan) as step:
+        with _torch_seeded(seed, self._device), self._step(plan, examples) as step:
             self.saw_records = True  # before the first batch is drawn, and after all that is not
-            for indices in _batches(len(examples), plan, randomness):
+            for indices in batches_of(len(examples), plan, randomness):
                 outcome = step(self._batch(examples, indices, plan, randomness))
                 drawn += outcome.records
                 loss += float(outcome.losses.sum())
                 clipped += outcome.clipped
                 if tally is not None:
                     tally.add(outcome.losses, outcome.clipped)
-        update = self._update(weights, private=plan.privacy is not None)
+        update, norm = self._update(weights, private=plan.privacy is not None)
         return TrainingResult(
             update=update,
             train_loss=loss / drawn if drawn and math.isfinite(loss) else None,
             clipped_fraction=clipped / drawn if drawn and plan.privacy else None,
             noised={} if tally is None else tally.release(self.noise),
-            update_norm=_norm(update),
+            update_norm=norm,
             steps=plan.steps,
             backend=step.backend.name if isinstance(step, DpEngine) else None,
             seconds=time.monotonic() - started,
@@ -213,6 +248,11 @@ class Trainer:
         return predict(self._model, examples, self._device)
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
+        if self._copies and _alike(weights, self._state):
+            with torch.no_grad():
+                for name, own in self._state.items():
+                    own.copy_(weights[name])
+            return
         try:
             self._model.load_state_dict(weights)
         except RuntimeError as mismatch:
@@ -222,11 +262,12 @@ class Trainer:
             ) from mismatch
 
     @contextmanager
-    def _step(self, plan: LocalPlan) -> Iterator[Step]:
-        self._model.train()
-        parameters = trainable(self._model)
+    def _step(self, plan: LocalPlan, examples: Examples) -> Iterator[Step]:
+        if not self._model.training:
+            self._model.train()
+        parameters = self._parameters or trainable(self._model)
         loss: RecordLoss = record_loss(plan.loss, self.task)
-        optimizer = make_optimizer(plan.optimizer, parameters, plan.lr)
+        optimizer = LocalOptimizer(plan.optimizer, parameters, plan.lr)
         pull = proximal_pull(parameters, plan.proximal_mu)
         if plan.privacy is None:
             yield PlainStep(self._model, loss, optimizer, pull)
@@ -239,11 +280,17 @@ class Trainer:
             plan.privacy,
             batch_size=plan.batch_size,
             pull=pull,
-            backend=self._proved.get((plan.loss, plan.augment), self._engine.backend),
+            backend=self._proved.get(subject_of(plan, examples), self._engine.backend),
             physical_batch=self._engine.physical_batch,
             precision=self._engine.precision,
+            noise=self._noise_of_steps(),
         ) as engine:
             yield engine
+
+    def _noise_of_steps(self) -> NoiseSource:
+        if self._step_noise is None:
+            self._step_noise = SecureNoise()
+        return self._step_noise
 
     def _batch(
         self, examples: Examples, indices: Tensor, plan: LocalPlan, randomness: torch.Generator
@@ -253,10 +300,14 @@ class Trainer:
             batch = Examples(self.task.augment(batch.inputs, randomness), batch.targets)
         return batch.to(self._device)
 
-    def _update(self, weights: Mapping[str, Tensor], *, private: bool) -> dict[str, Tensor]:
-        state = self._model.state_dict()
-        update = {name: _difference(state[name], weight) for name, weight in weights.items()}
-        if not all(bool(torch.isfinite(change).all()) for change in update.values()):
+    def _update(
+        self, weights: Mapping[str, Tensor], *, private: bool
+    ) -> tuple[dict[str, Tensor], float]:
+        """Local minus global, and the L2 norm of its floats."""
+        state = self._state if self._copies else self._model.state_dict()
+        update = {name: difference(state[name], weight) for name, weight in weights.items()}
+        norm = norm_of(update)
+        if not math.isfinite(norm) and not all(map(is_finite, update.values())):
             raise DivergedError("local training ended in weights that are not finite")
         if private:
             parameters = self._model.named_parameters(remove_duplicate=False)
@@ -264,10 +315,30 @@ class Trainer:
             for name in update.keys() - learned:
                 if bool(update[name].any()):
                     raise UnprovableModelError(f"{name!r} changed in private training, unlearnt")
-        return update
+        return update, norm
 
 
-def _batches(records: int, plan: LocalPlan, randomness: torch.Generator) -> Iterator[Tensor]:
+Shape = tuple[tuple[int, ...], torch.dtype]
+
+Subject = tuple[str, bool, tuple[Shape, ...]]
+"""What a proof is of: the loss, whether records are augmented, and their shapes and types."""
+
+
+def subject_of(plan: LocalPlan, examples: Examples) -> Subject:
+    """What a proof about such a plan for such examples is of."""
+    return plan.loss, plan.augment, _shapes(examples)
+
+
+def _shapes(examples: Examples) -> tuple[Shape, ...]:
+    tensors = *examples.inputs, examples.targets
+    return tuple((tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors)
+
+
+def _nothing() -> None:
+    """No record came yet, or it is gone."""
+
+
+def batches_of(records: int, plan: LocalPlan, randomness: torch.Generator) -> Iterator[Tensor]:
     """The indices of each step's batch."""
     if plan.privacy is not None:
         yield from poisson_batches(records, plan.privacy.sampling_rate, plan.steps)
@@ -282,13 +353,21 @@ def _batches(records: int, plan: LocalPlan, randomness: torch.Generator) -> Iter
 @contextmanager
 def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout's randomness for a round; torch's own goes on afterwards as if nothing had been."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    if device.type != "cpu":
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+        return
+    # Not torch.manual_seed: it notes, with a traceback, a seed for each kind of accelerator.
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
 
 
-def _difference(local: Tensor, weight: Tensor) -> Tensor:
+def difference(local: Tensor, weight: Tensor) -> Tensor:
     """Local minus global, computed in the model's dtype and returned in the weight's."""
     local = local.detach().cpu()
     weight = weight.cpu()
@@ -297,10 +376,34 @@ def _difference(local: Tensor, weight: Tensor) -> Tensor:
     return (local - weight.to(local.dtype)).to(weight.dtype)
 
 
-def _norm(update: Mapping[str, Tensor]) -> float:
-    squares = (
-        float(change.double().square().sum())
+def norm_of(update: Mapping[str, Tensor]) -> float:
+    """The L2 norm of an update's floats, in float64; not finite if one of them is not."""
+    norms = [
+        float(torch.linalg.vector_norm(change, dtype=torch.float64))
         for change in update.values()
         if change.is_floating_point()
+    ]
+    return math.sqrt(sum(norm * norm for norm in norms))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are."""
+    return bool(torch.isfinite(tensor).all())
+
+
+def _alike(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    return weights.keys() == state.keys() and all(
+        weights[name].shape == own.shape for name, own in state.items()
     )
-    return math.sqrt(sum(squares))
+
+
+def _hooked(model: nn.Module) -> bool:
+    """Whether loading weights into a model is more than copying them."""
+    return any(
+        type(module)._load_from_state_dict is not nn.Module._load_from_state_dict
+        or module._load_state_dict_pre_hooks
+        or module._load_state_dict_post_hooks
+        or module._state_dict_hooks
+        or module._state_dict_pre_hooks
+        for module in model.modules()
+    )

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from flwr.app import ArrayRecord
 from hanse.errors import TaskError
-from hanse.flower import to_tensor
+from hanse.flower import read_tensor
 from hanse.plain import plain
 from hanse.task import AnyTask
 from torch import Tensor
@@ -40,8 +40,8 @@ def task_bytes(task: AnyTask) -> int | None:
     return sum(t.numel() * t.element_size() for t in chain(model.parameters(), model.buffers()))
 
 
-def check_weights(arrays: ArrayRecord, state: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not of the task's model, or hold what is no number.
+def checked_weights(arrays: ArrayRecord, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that came, to be read only; refused if they are not of the task's model.
 
     Args:
         state: of the task's model.
@@ -52,9 +52,10 @@ def check_weights(arrays: ArrayRecord, state: Mapping[str, Tensor]) -> None:
     odd = sorted(set(arrays) ^ set(state))
     if odd:
         raise _unfit(f"{odd[0]!r} is missing or unknown ({len(odd)} names differ)")
+    weights = {}
     for name, own in state.items():
         try:
-            came = to_tensor(arrays[name])
+            came = read_tensor(arrays[name])
         except ValueError as unreadable:
             raise _unfit(f"{name!r} cannot be read: {unreadable}") from unreadable
         if came.shape != own.shape or not _alike(came, own):
@@ -63,6 +64,8 @@ def check_weights(arrays: ArrayRecord, state: Mapping[str, Tensor]) -> None:
             )
         if not bool(torch.isfinite(came).all()):
             raise _unfit(f"{name!r} holds NaN or infinite numbers")
+        weights[name] = came
+    return {name: weights[name] for name in arrays}
 
 
 def _alike(came: Tensor, own: Tensor) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from flwr.app import ArrayRecord
 from hanse.job import Job
@@ -18,8 +20,25 @@ from hanse_server.statement import model_statement
 from hanse_server.workspace import Workspace
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unkept:
+    """What is to be written of the rounds since the last checkpoint.
+
+    Attributes:
+        last: the model of the last round that made one, and the round; None without any.
+        best: the best model among them, with its statement; None for no better one than before.
+    """
+
+    checkpoint: Checkpoint
+    last: tuple[ArrayRecord, RoundRecord] | None
+    best: tuple[ArrayRecord, dict[str, Any]] | None
+
+
 class Archive:
     """The rounds of a job in its workspace; :meth:`resume` comes first.
+
+    Where the workspace has a pace, a simulation's, models and checkpoints are written that often
+    and at the end, when :meth:`flush` must be called.
 
     Attributes:
         answered: instructions whose replies went into the last durable round, as it was resumed.
@@ -30,6 +49,8 @@ class Archive:
         self._workspace = workspace
         self._spending = Spending(job)
         self.answered: frozenset[str] = frozenset()
+        self._unkept: Unkept | None = None
+        self._kept_at = time.monotonic()
 
     def resume(self) -> Checkpoint | None:
         """The last checkpoint, None without any; rounds after it are struck from the history."""
@@ -66,29 +87,60 @@ class Archive:
         with kept_in(self._workspace.folder):
             # The trail before all else: no model without a word of what it was made from.
             self._workspace.trail.kept(record, arrays, released)
-            progress = self._keep_models(record, released, progress)
-            # History first: a round that is in it and in no checkpoint is run again and struck.
-            self._workspace.append(record)
-            checkpoint.save(
-                self._workspace.checkpoints,
-                Checkpoint(progress=progress, arrays=arrays, strategy=strategy),
-            )
+            self._spending.fold(record)
+            before, self._unkept = self._unkept, None
+            last, best = (None, None) if before is None else (before.last, before.best)
+            value = self._selected(record)
+            if value is not None and (progress.best is None or value > progress.best):
+                best = released, self._statement(record)
+                progress = replace(progress, best=value, best_round=record.round)
+            ends = record.round == self._job.rounds
+            if ends or record.outcome == "completed":
+                last = released, record
+            made = Checkpoint(progress=progress, arrays=arrays, strategy=strategy)
+            unkept = Unkept(checkpoint=made, last=last, best=best)
+            if ends or time.monotonic() - self._kept_at >= self._workspace.pace:
+                self._keep(unkept, record)
+            else:
+                self._workspace.append(record)
+                self._unkept = unkept
         return progress
 
-    def _keep_models(
-        self, record: RoundRecord, released: ArrayRecord, progress: Progress
-    ) -> Progress:
+    def flush(self) -> None:
+        """Make durable what was put off; nothing where every round is kept at once.
+
+        Raises:
+            WorkspaceError: if it cannot be written.
+        """
+        if self._unkept is not None:
+            unkept, self._unkept = self._unkept, None
+            with kept_in(self._workspace.folder):
+                self._keep(unkept)
+
+    def _keep(self, unkept: Unkept, record: RoundRecord | None = None) -> None:
+        """Write models, the round's line, and the checkpoint.
+
+        Args:
+            record: of the round; None if it is in the history already.
+        """
+        self._keep_models(unkept)
+        # History first: a round that is in it and in no checkpoint is run again and struck.
+        if record is not None:
+            self._workspace.append(record)
+        checkpoint.save(self._workspace.checkpoints, unkept.checkpoint)
+        self._kept_at = time.monotonic()
+
+    def _keep_models(self, unkept: Unkept) -> None:
         folder = self._workspace.models
-        self._spending.fold(record)
+        if unkept.last is not None:
+            released, of = unkept.last
+            checkpoint.save_model(folder / "last.safetensors", released, self._statement(of))
+        if unkept.best is not None:
+            checkpoint.save_model(folder / "best.safetensors", *unkept.best)
+
+    def _statement(self, record: RoundRecord) -> dict[str, Any]:
         costs = self._spending.costs(tight=record.round == self._job.rounds)
-        statement = model_statement(self._job, record, costs)
-        if record.round == self._job.rounds or record.outcome == "completed":
-            checkpoint.save_model(folder / "last.safetensors", released, statement)
-        value = self._selected(record)
-        if value is None or (progress.best is not None and value <= progress.best):
-            return progress
-        checkpoint.save_model(folder / "best.safetensors", released, statement)
-        return replace(progress, best=value, best_round=record.round)
+        return model_statement(self._job, record, costs)
 
     def _selected(self, record: RoundRecord) -> float | None:
         """The value that decides which model is best, higher is better; None if not measured."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from flwr.app import Array, Message, MessageType
-from hanse.flower import only_arrays
+from hanse.flower import only_arrays, size_of
 from hanse.wire.limits import Limits
 from hanse.wire.message import Encoded
 
@@ -43,4 +43,4 @@ def reply_limits(asked: Message, encoded: Encoded, limits: Limits) -> Limits:
 
 
 def _update_bytes(array: Array) -> int:
-    return max(len(array.data), WORD * math.prod(array.shape)) + ARRAY_ROOM
+    return max(size_of(array), WORD * math.prod(array.shape)) + ARRAY_ROOM

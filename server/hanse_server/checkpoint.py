@@ -12,7 +12,7 @@ from typing import Any
 import safetensors
 from flwr.app import ArrayRecord
 from hanse.errors import WorkspaceError
-from hanse.flower import to_record, to_tensors
+from hanse.flower import read_tensors, to_record
 from hanse.parsing import parse_json
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
@@ -58,7 +58,7 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint below ``folder``, then remove all but the newest few."""
-    tensors = to_tensors(checkpoint.arrays)
+    tensors = read_tensors(checkpoint.arrays)
     name = f"round-{checkpoint.progress.round:05d}"
     with new_folder(folder / name) as new:
         save_tensors(tensors, new / "model.safetensors")
@@ -123,7 +123,7 @@ def save_model(path: Path, arrays: ArrayRecord, statement: Mapping[str, Any]) ->
     So a model that is handed on alone still says what privacy it kept.
     """
     temporary = path.with_name(f".{path.name}")
-    save_tensors(to_tensors(arrays), temporary, {STATEMENT: json.dumps(statement)})
+    save_tensors(read_tensors(arrays), temporary, {STATEMENT: json.dumps(statement)})
     write_file(path, temporary.read_bytes())
     temporary.unlink()
     write_file(path.with_suffix(".json"), json.dumps(statement, indent=2).encode())

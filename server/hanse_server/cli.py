@@ -229,7 +229,9 @@ def simulate(
     central: Annotated[
         Path | None, typer.Option(help="Records to judge the global model by.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="inline, process, or ray.")] = "inline",
+    engine: Annotated[
+        str, typer.Option(help="auto, inline, vectorised, process, or ray.")
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes; one a core if left out.")
     ] = None,

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from hanse.aggregation import PLAIN, Encoding
 from hanse.encodings import decode, encoding_of
 from hanse.errors import UpdateError
-from hanse.flower import only_arrays, to_array
+from hanse.flower import only_arrays, size_of, to_array
 from torch import nn
 
 from hanse_server.updates import TensorSpec
@@ -71,7 +71,7 @@ def decoded(
     except ValueError as error:
         raise UpdateError(str(error)) from error
     encodings = {name: encoding_of(array) for name, array in arrays.items()}
-    asked, sizes = travelling.encoding.name, [len(array.data) for array in arrays.values()]
+    asked, sizes = travelling.encoding.name, [size_of(array) for array in arrays.values()]
     odd = next((name for name, each in encodings.items() if each not in (PLAIN, asked)), None)
     if odd is not None:
         raise UpdateError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from hanse.parsing import parse_json
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from hanse_server.durable import unreadable
 
@@ -97,6 +98,10 @@ class RoundRecord:
     def is_noised(self, metric: str) -> bool:
         """Whether a federated metric is made of values that left at least one site with noise."""
         return any(metric in site.terms.noised for site in self.judged.values())
+
+    def to_line(self) -> bytes:
+        """The record as a line of the history, its end included."""
+        return to_json(self, inf_nan_mode="constants") + b"\n"
 
     @staticmethod
     def from_line(line: dict[str, Any]) -> RoundRecord:

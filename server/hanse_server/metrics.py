@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hanse
-from hanse.metrics import SECONDS, Phases
+from hanse.metrics import SECONDS, UNSEEN, Phases
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 PHASES = (
@@ -27,16 +27,21 @@ class ServerMetrics:
 
     Args:
         registry: where they are registered; a fresh one for each server.
+        by_site: whether those are kept that are of single sites.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, by_site: bool = True) -> None:
         self.registry = registry
         site = ["site"]
 
         def gauge(name: str, text: str, labels: list[str] | None = None) -> Gauge:
+            if "site" in (labels or ()) and not by_site:
+                return UNSEEN  # type: ignore[no-any-return]
             return Gauge(f"hanse_server_{name}", text, labels or [], registry=registry)
 
         def counter(name: str, text: str, labels: list[str] | None = None) -> Counter:
+            if "site" in (labels or ()) and not by_site:
+                return UNSEEN  # type: ignore[no-any-return]
             return Counter(f"hanse_server_{name}", text, labels or [], registry=registry)
 
         self.info = Info("hanse_server", "Version and job of this server.", registry=registry)

@@ -6,7 +6,7 @@ import torch
 from flwr.app import ArrayRecord
 from hanse.errors import JobError
 from hanse.evaluation import evaluate
-from hanse.flower import to_tensors
+from hanse.flower import read_tensors
 from hanse.job import Job
 from hanse.task import AnyTask
 from torch import Tensor
@@ -45,5 +45,5 @@ class CentralJudge:
     def __call__(self, arrays: ArrayRecord) -> dict[str, float]:
         if self._examples is None:
             return {}
-        self._model.load_state_dict(to_tensors(arrays))
+        self._model.load_state_dict(read_tensors(arrays))
         return evaluate(self._task, self._model, self._examples, self._device)

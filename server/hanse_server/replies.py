@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 
 from flwr.app import Error as FlowerError
 from flwr.app import Message
@@ -35,6 +34,10 @@ class ReplyDesk:
             reply to an earlier round counts no more. Else who has not answered by the end is
             told to be at work still.
         travelling: how an update may be encoded.
+
+    Attributes:
+        sites: what each has done so far.
+        results: how many sites answered with a result so far.
     """
 
     def __init__(
@@ -63,20 +66,16 @@ class ReplyDesk:
         for message in messages:
             self._since[grid.site_name(message.metadata.dst_node_id)] = self._started
         self.sites: dict[str, SiteRound] = {}
+        self.results = 0
         for site, since in self._since.items():
             metrics.awaited_since.labels(site).set(since)
-
-    @property
-    def results(self) -> int:
-        """How many sites answered with a result so far."""
-        return sum(site.outcome == "result" for site in self.sites.values())
 
     @property
     def awaited(self) -> tuple[Awaited, ...]:
         """Whose replies are still owed."""
         return tuple(
             Awaited(site=site, since=since, until=self._until)
-            for site, since in sorted(self._since.items())
+            for site, since in sorted(self._since.copy().items())
         )
 
     def pass_on(self, replies: Iterable[Message], *, goal: int | None = None) -> Iterator[Message]:
@@ -88,8 +87,7 @@ class ReplyDesk:
         for reply in replies:
             site = self._grid.site_name(reply.metadata.src_node_id)
             checked, record = self._look_at(site, reply)
-            answered = reply.metadata.reply_to_message_id
-            self._close(site, replace(record, reply=answered))
+            self._close(site, record)
             yield checked
             if self.results == goal:
                 break
@@ -107,6 +105,10 @@ class ReplyDesk:
 
     def _close(self, site: str, record: SiteRound) -> None:
         self._since.pop(site, None)
+        before = self.sites.get(site)
+        self.results += (record.outcome == "result") - (
+            before is not None and before.outcome == "result"
+        )
         self.sites[site] = record
         metrics = self._metrics
         metrics.awaited_since.labels(site).set(0)
@@ -130,12 +132,13 @@ class ReplyDesk:
 
     def _look_at(self, site: str, reply: Message) -> tuple[Message, SiteRound]:
         seconds = time.time() - self._since.get(site, self._started)
+        answered = reply.metadata.reply_to_message_id
         staleness = max(0, self._number - _round_of(reply, self._number))
         if reply.has_error():
             label = error_label(reply.error)
             reason = reason_of(reply.error.reason, label)
             return reply, SiteRound(
-                outcome=label, seconds=seconds, reason=reason, staleness=staleness
+                outcome=label, seconds=seconds, reason=reason, staleness=staleness, reply=answered
             )
         try:
             metrics = checked_metrics(reply, self._checks)
@@ -144,7 +147,11 @@ class ReplyDesk:
         except UpdateError as unfit:
             reason = reason_of(unfit.message, unfit.label)
             record = SiteRound(
-                outcome=unfit.label, seconds=seconds, reason=reason, staleness=staleness
+                outcome=unfit.label,
+                seconds=seconds,
+                reason=reason,
+                staleness=staleness,
+                reply=answered,
             )
             return _as_error(reply, unfit), record
         bound = self._checks.max_update_norm
@@ -161,6 +168,7 @@ class ReplyDesk:
             encoding=travelled.encoding,
             bytes=travelled.bytes,
             plain_bytes=travelled.plain_bytes,
+            reply=answered,
         )
 
     def _checked_update(self, reply: Message) -> tuple[Travelled, float | None, Message]:

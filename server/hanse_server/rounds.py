@@ -89,15 +89,21 @@ class RoundLoop:
         """
         with self._teller.running():
             arrays, progress = self._resume()
-            while progress.round < self._job.rounds:
-                number = progress.round + 1
-                self._metrics.round.set(number)
-                with self._metrics.round_seconds.time():
-                    arrays, progress = self._round(number, arrays, progress)
-                if progress.missed >= self._job.strategy.patience:
-                    self._teller.show("failed", number)
-                    raise QuorumError(self._teller.why_missed(progress.missed))
+            try:
+                self._rounds(arrays, progress)
+            finally:
+                self._archive.flush()
             self._teller.show("done", self._job.rounds)
+
+    def _rounds(self, arrays: ArrayRecord, progress: Progress) -> None:
+        while progress.round < self._job.rounds:
+            number = progress.round + 1
+            self._metrics.round.set(number)
+            with self._metrics.round_seconds.time():
+                arrays, progress = self._round(number, arrays, progress)
+            if progress.missed >= self._job.strategy.patience:
+                self._teller.show("failed", number)
+                raise QuorumError(self._teller.why_missed(progress.missed))
 
     def _round(
         self, number: int, arrays: ArrayRecord, progress: Progress
@@ -159,11 +165,10 @@ class RoundLoop:
         Args:
             waited: seconds so far.
         """
-        connected = {self._grid.site_name(node) for node in self._grid.get_node_ids()}
-        needed = self._job.strategy.needs_connected
-        if len(connected) < needed:
-            return f"{len(connected)} of {needed} sites connected"
-        away = self._owing - connected
+        nodes, needed = self._grid.get_node_ids(), self._job.strategy.needs_connected
+        if len(nodes) < needed:
+            return f"{len(nodes)} of {needed} sites connected"
+        away = self._owing and self._owing - {self._grid.site_name(node) for node in nodes}
         if away and waited < self._job.strategy.deadline:
             return f"{len(away)} sites away that were asked before the server stopped"
         return ""

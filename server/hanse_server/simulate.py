@@ -28,6 +28,9 @@ from hanse_server.workspace import Workspace, make_folder
 
 log = logging.getLogger("hanse.simulation")
 
+PACE = 10.0
+"""Seconds between checkpoints: no site waits for them, and a simulation always begins anew."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationRequest:
@@ -36,7 +39,7 @@ class SimulationRequest:
     data: Path | None
     sites: int
     partition: str
-    engine: str = "inline"
+    engine: str = "auto"
     workers: int | None = None
     ray: RayCluster | None = None
     holdout_seed: int | None = None
@@ -72,13 +75,13 @@ def run_simulation(job: Job, request: SimulationRequest, folder: Path) -> None:
         log.warning("no records are held back to judge models by; --holdout 0.2 holds a fifth back")
         unasked = job.evaluation.model_copy(update={"federated": False})
         job = job.model_copy(update={"evaluation": unasked})
-    workspace = Workspace(folder, job)
+    workspace = Workspace(folder, job, pace=PACE)
     with workspace.locked(), _shown(job, request.progress) as on_round:
         simulate(
             job,
             sites,
             workspace,
-            ServerMetrics(new_registry()),
+            ServerMetrics(new_registry(), by_site=False),
             engine=cast(EngineName, request.engine),
             workers=request.workers,
             cluster=request.ray,

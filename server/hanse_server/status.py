@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class StatusFile:
     def __init__(self, folder: Path, *, every: float = 0.1) -> None:
         self._file = folder / "status.json"
         self._every = every
-        self._latest: Status | None = None
+        self._latest: Callable[[], Status] | None = None
         self._news = threading.Event()
         self._closed = threading.Event()
         self._writer = threading.Thread(target=self._write_news, name="status", daemon=True)
@@ -100,21 +101,23 @@ class StatusFile:
         self._writer.join()
         self._write()
 
-    def show(self, status: Status) -> None:
-        """Have ``status`` written soon."""
-        self._latest = status
+    def show(self, status: Status | Callable[[], Status]) -> None:
+        """Have ``status`` written soon; a function is called, by the thread, when it is."""
+        self._latest = status if callable(status) else lambda: status
         self._news.set()
 
     def _write_news(self) -> None:
         while not self._closed.is_set():
             self._news.wait()
             self._news.clear()
+            started = time.monotonic()
             self._write()
-            self._closed.wait(self._every)
+            took = time.monotonic() - started
+            self._closed.wait(max(self._every, 20 * took))  # of many sites it takes its time
 
     def _write(self) -> None:
         if self._latest is not None:
-            told = asdict(self._latest) | {"updated_at": time.time()}
+            told = asdict(self._latest()) | {"updated_at": time.time()}
             temporary = self._file.with_name(".status.json")
             with suppress(OSError):  # a full disk ends a run where something of worth is lost
                 # Not fsynced: after a crash the status is of no worth.

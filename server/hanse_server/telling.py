@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hanse.errors import UpdateError
@@ -43,8 +43,10 @@ class Teller:
         self._folder = folder
         self._status = StatusFile(folder)
         self._refused: dict[str, Refused] = {}
-        self._latest: Status | None = None
-        self._lock = threading.Lock()  # the latest word is the round loop's
+        self._latest: Callable[[], Status] | None = None
+        self._connected_told: tuple[str, ...] = ()
+        self._nodes: Sequence[int] = ()
+        self._names: tuple[str, ...] = ()
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._look_on, name="teller", daemon=True)
         metrics.rounds_planned.set(job.rounds)
@@ -69,46 +71,49 @@ class Teller:
         waiting_for: str = "",
     ) -> None:
         """Show a phase of a round, and whose replies ``desk`` waits for."""
+        # Put into words by who writes it down: a thousand replies a second are a few statuses.
+        self._latest = partial(self._status_of, phase, number, desk, waiting_for)
+        self._status.show(self._latest)
+
+    def _status_of(
+        self, phase: str, number: int, desk: ReplyDesk | StageDesk | None, waiting_for: str
+    ) -> Status:
         awaited = desk.awaited if desk else ()
         if awaited:
             waiting_for = f"the reply of {_named([each.site for each in awaited])}"
-        status = Status(
+        refused = self._refused.copy()
+        self._connected_told = self._connected()
+        return Status(
             phase=phase,
             round=number,
             rounds=self._job.rounds,
-            connected=self._connected(),
+            connected=self._connected_told,
             awaited=awaited,
             waiting_for=waiting_for,
-            refused=tuple(self._refused[site] for site in sorted(self._refused)),
+            refused=tuple(refused[site] for site in sorted(refused)),
         )
-        with self._lock:
-            self._latest = status
-            self._status.show(status)
 
     def _connected(self) -> tuple[str, ...]:
-        return tuple(sorted(self._grid.site_name(node) for node in self._grid.get_node_ids()))
+        nodes = self._grid.get_node_ids()
+        if nodes != self._nodes:
+            self._names = tuple(sorted(map(self._grid.site_name, nodes)))
+            self._nodes = nodes
+        return self._names
 
     def _look_on(self) -> None:
         seen, since, due = None, 0.0, FIRST_TOLD_SECONDS
         while not self._closed.wait(LOOK_SECONDS):
-            latest, now = self._refreshed(), time.monotonic()
-            if latest is None:
+            if self._latest is None:
                 continue
+            if self._connected() != self._connected_told:
+                self._status.show(self._latest)
+            latest, now = self._latest(), time.monotonic()
             what = latest.phase, latest.round, latest.awaited
             if what != seen:
                 seen, since, due = what, now, FIRST_TOLD_SECONDS
             elif latest.awaited and now - since >= due:
                 due = min(2 * due, due + LONGEST_UNTOLD_SECONDS)
                 self._tell_stall(latest, now - since)
-
-    def _refreshed(self) -> Status | None:
-        """The latest status, with the sites that are connected by now."""
-        connected = self._connected()
-        with self._lock:
-            if self._latest is not None and self._latest.connected != connected:
-                self._latest = replace(self._latest, connected=connected)
-                self._status.show(self._latest)
-            return self._latest
 
     def _tell_stall(self, status: Status, seconds: float) -> None:
         away = [each.site for each in status.awaited if each.site not in status.connected]
@@ -133,6 +138,8 @@ class Teller:
             for name, site in exchange.items():
                 if site.outcome == UpdateError.label:
                     self._refused[name] = Refused(name, record.round, site.reason)
+        if not log.isEnabledFor(logging.INFO):
+            return
         outcomes = Counter(site.outcome for site in record.sites.values())
         told = " ".join(f"{outcome}={count}" for outcome, count in sorted(outcomes.items()))
         judged = record.central or record.federated

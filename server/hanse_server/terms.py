@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from flwr.app import ConfigRecord, Message
 from hanse.aggregation import Checks
 from hanse.errors import UpdateError
-from hanse.flower import TERMS, WEIGHT
+from hanse.flower import TERMS, WEIGHT, config_of
 from hanse.identity import METRIC_NAME
 from hanse.plain import plain
 
@@ -63,7 +63,7 @@ def checked_terms(reply: Message, metrics: Mapping[str, float]) -> Terms:
     Raises:
         UpdateError: if they name what is not among ``metrics``, or noise without a multiplier.
     """
-    said = reply.content.config_records.get(TERMS, ConfigRecord())
+    said = config_of(reply.content, TERMS)
     noised, exact = (_names(said, key, metrics) for key in ("noised", "exact"))
     noise, count = said.get("noise_multiplier", 0.0), said.get("count", "")
     if not isinstance(noise, float) or not math.isfinite(noise) or (noise > 0.0) != bool(noised):

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from hanse.aggregation import Checks
 from hanse.errors import UpdateError
-from hanse.flower import only_arrays, to_record, to_tensor, to_tensors
+from hanse.flower import only_arrays, read_tensor, read_tensors, to_record
 from torch import Tensor
 
 MASKED = torch.uint32
@@ -32,7 +32,7 @@ class TensorSpec:
 
 def specs_of(arrays: ArrayRecord) -> dict[str, TensorSpec]:
     """The names, dtypes and shapes of a model, that each update must have too."""
-    tensors = to_tensors(arrays)
+    tensors = read_tensors(arrays)
     return {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
@@ -79,7 +79,7 @@ def _scaled(reply: Message, factor: float) -> Message:
     ((key, arrays),) = reply.content.array_records.items()
     scaled = {
         name: tensor.double().mul_(factor).to(tensor.dtype)
-        for name, tensor in to_tensors(arrays).items()
+        for name, tensor in read_tensors(arrays).items()
     }
     reply.content = RecordDict({**reply.content, key: to_record(scaled)})
     return reply
@@ -104,7 +104,7 @@ def _checked_norm(
 
 def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:
     try:
-        tensor: Tensor = to_tensor(arrays[name])
+        tensor: Tensor = read_tensor(arrays[name])
     except (ValueError, RuntimeError, EOFError) as error:
         raise UpdateError(f"array {name} cannot be read: {error}") from error
     if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
@@ -114,7 +114,9 @@ def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:
         )
     if spec.dtype == MASKED:
         return 0.0
-    square = float(tensor.double().square().sum())
+    floats = tensor if tensor.is_floating_point() else tensor.double()
+    norm = float(torch.linalg.vector_norm(floats, dtype=torch.float64))
+    square = norm * norm
     if not math.isfinite(square):
         raise UpdateError(f"array {name} holds NaN or infinite numbers")
     return square

@@ -22,7 +22,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +49,16 @@ class Workspace:
     Args:
         folder: made if it is not there.
         job: the job that it is for.
+        pace: seconds between checkpoints. With 0 every round is durable before the next one
+            begins, as sites must have it that have spent privacy on it.
 
     Raises:
         WorkspaceError: if it is of another job, damaged, or in use.
     """
 
-    def __init__(self, folder: Path, job: Job) -> None:
+    def __init__(self, folder: Path, job: Job, *, pace: float = 0.0) -> None:
         self.folder = folder
+        self.pace = pace
         self._job_file = folder / "run.json"
         if self._job_file.exists():
             self.run_id = self._resume(job)
@@ -135,10 +137,11 @@ class Workspace:
     def append(self, record: RoundRecord) -> None:
         """Add a round to the history."""
         path = self.folder / "history.jsonl"
-        with kept_in(self.folder), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+        with kept_in(self.folder), path.open("ab") as file:
+            file.write(record.to_line())
             file.flush()
-            os.fsync(file.fileno())
+            if not self.pace:
+                os.fsync(file.fileno())
 
     def truncate(self, last_round: int) -> list[dict[str, Any]]:
         """Forget rounds after ``last_round``, whose checkpoint was never finished.

@@ -8,16 +8,12 @@ Flower.
 from __future__ import annotations
 
 import logging
-import math
-import re
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.app import Error as FlowerError
 
 # What Flower's strategies raise when they cannot aggregate.
@@ -27,6 +23,14 @@ from flwr.app.exception import AppExitException as AppExitException
 # process of a ServerApp, and has no public way for another Grid to do the same.
 from flwr.supercore.task_identity import TaskIdentity
 
+from hanse.arrays import only_arrays as only_arrays
+from hanse.arrays import read_tensor as read_tensor
+from hanse.arrays import read_tensors as read_tensors
+from hanse.arrays import size_of as size_of
+from hanse.arrays import to_array as to_array
+from hanse.arrays import to_record as to_record
+from hanse.arrays import to_tensor as to_tensor
+from hanse.arrays import to_tensors as to_tensors
 from hanse.errors import HanseError, error_types
 from hanse.plain import plain
 
@@ -74,17 +78,6 @@ LOST_ON_THE_WAY = frozenset({3, 4, 5})
 """Codes with which a SuperLink says that a message or its reply never arrived; Flower's numbers."""
 
 log = logging.getLogger("hanse")
-
-# What numpy writes before an array's bytes. Not numpy.load, which would open archives too,
-# evaluate the text, and take memory for whatever shape it declares.
-_NPY = re.compile(
-    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)"
-    rb"\{'descr': '(?P<dtype>[<>|=]?[A-Za-z][0-9]{1,4})', "
-    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]{0,600})\), \} *\n",
-    re.DOTALL,
-)
-
-_BFLOAT16 = "hanse.bfloat16"  # numpy has no bfloat16: its raw little-endian bytes
 
 
 def become_server_app(run_id: int) -> None:
@@ -188,6 +181,15 @@ def open_envelope(envelope: Envelope, content: RecordDict | FlowerError) -> Mess
     return Message(error=content, metadata=metadata)  # type: ignore[call-overload, no-any-return]
 
 
+def identified(message: Message, message_id: str) -> Message:
+    """A message that an app made, under the id that a grid gives it; its content is shared."""
+    made = copy(message)
+    # Flower's own grids set the id of a message there, too: Metadata has no way to set it.
+    made.__dict__["_metadata"] = metadata = copy(message.metadata)
+    metadata.__dict__["_message_id"] = message_id
+    return made
+
+
 def error_reply(error: HanseError, instruction: Message) -> Message:
     """The reply that tells the server, by label and code, why there is no result."""
     reason = plain(error.reason(), LONGEST_REASON)
@@ -218,87 +220,27 @@ def error_label(error: FlowerError) -> str:
 _LABELS = {kind.exit_code: kind.label for kind in error_types() if kind.exit_code >= 10}
 
 
-def to_array(tensor: torch.Tensor) -> Array:
-    """A tensor of any dtype as Flower's Array; detached, on the CPU, contiguous."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        data = tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else _scalar(tensor)
-        return Array("bfloat16", tuple(tensor.shape), _BFLOAT16, data)
-    return Array(tensor.numpy())
-
-
-def _scalar(tensor: torch.Tensor) -> bytes:
-    return tensor.reshape(1).view(torch.uint8).numpy().tobytes()
-
-
-def to_tensor(array: Array) -> torch.Tensor:
-    """The tensor that :func:`to_array` was given; it owns its memory.
-
-    Raises:
-        ValueError: if the bytes do not make an array of the declared dtype and shape.
-    """
-    if array.stype == _BFLOAT16:
-        _check_size(array, len(array.data), torch.bfloat16.itemsize)
-        flat = (
-            torch.frombuffer(bytearray(array.data), dtype=torch.bfloat16)
-            if array.data
-            else (torch.empty(0, dtype=torch.bfloat16))
-        )
-        return flat.reshape(array.shape)
-    written = _NPY.match(array.data)
-    if written is None:
-        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds no array of numpy's")
-    text = {name: part.decode() for name, part in written.groupdict().items()}
-    shape = tuple(int(size) for size in text["shape"].split(",") if size.strip())
-    try:
-        dtype = np.dtype(text["dtype"])
-        if shape != tuple(array.shape) or str(dtype) != array.dtype:
-            raise ValueError(
-                f"declared {array.dtype}{tuple(array.shape)}, holds {text['dtype']}{shape}"
-            )
-        _check_size(array, len(array.data) - written.end(), dtype.itemsize)
-        flat_array = np.frombuffer(array.data, dtype, offset=written.end())
-        order: Literal["F", "C"] = "F" if text["fortran"] == "True" else "C"
-        return torch.from_numpy(flat_array.reshape(shape, order=order).copy())
-    except TypeError as foreign:
-        raise ValueError(f"torch has no tensors of {text['dtype']}") from foreign
-
-
-def _check_size(array: Array, size: int, itemsize: int) -> None:
-    """Hold a declared shape against the bytes that are there, before memory is taken for it."""
-    too_long = any(length >= 2**62 for length in array.shape)  # beside a 0, for no bytes at all
-    if too_long or size != math.prod(array.shape) * itemsize:
-        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds {size} bytes")
-
-
 def to_metrics(values: Mapping[str, float]) -> MetricRecord:
     """Named numbers as Flower's MetricRecord, in their order."""
     return MetricRecord(dict(values.items()))
 
 
-def to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
-    """Named tensors as Flower's ArrayRecord, in their order."""
-    record = ArrayRecord()
-    for name, tensor in tensors.items():
-        record[name] = to_array(tensor)
-    return record
+def config_of(content: RecordDict, name: str = CONFIG) -> ConfigRecord:
+    """The ConfigRecord of a message under ``name``; an empty one if there is none."""
+    record = content.get(name)
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
 
 
-def to_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
-    """The tensors of an ArrayRecord, by name, in its order."""
-    return {name: to_tensor(array) for name, array in record.items()}
+def arrays_of(content: RecordDict, name: str = ARRAYS) -> ArrayRecord:
+    """The ArrayRecord of a message under ``name``; an empty one if there is none."""
+    record = content.get(name)
+    return record if isinstance(record, ArrayRecord) else ArrayRecord()
 
 
-def only_arrays(content: RecordDict) -> ArrayRecord:
-    """The one ArrayRecord of a message.
-
-    Raises:
-        ValueError: if there is none, or more than one.
-    """
-    records: list[ArrayRecord] = list(content.array_records.values())
-    if len(records) != 1:
-        raise ValueError(f"expected one ArrayRecord, found {len(records)}")
-    return records[0]
+def metrics_of(content: RecordDict, name: str = METRICS) -> MetricRecord:
+    """The MetricRecord of a message under ``name``; an empty one if there is none."""
+    record = content.get(name)
+    return record if isinstance(record, MetricRecord) else MetricRecord()
 
 
 def quiet_flower(level: int = logging.WARNING) -> None:

@@ -91,16 +91,19 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
     removing a record moves no other one, and a data set with it and one without it differ in it
     alone after the split, too, as the unit of privacy has it. Equal records stay together.
     """
-    if fraction == 0.0:
-        return examples, None
-    key = seed.to_bytes(8, "big")
-    draws = torch.tensor(
-        [_draw(key, record) for record in _contents(examples)], dtype=torch.float64
-    )
-    chosen = draws < fraction
+    chosen = held_back(examples, fraction, seed)
     if not bool(chosen.any()):
         return examples, None
     return examples.take((~chosen).nonzero().flatten()), examples.take(chosen.nonzero().flatten())
+
+
+def held_back(examples: Examples, fraction: float, seed: int) -> torch.Tensor:
+    """Which records :func:`hold_out` takes, as booleans of shape (N,)."""
+    if fraction == 0.0:
+        return torch.zeros(len(examples), dtype=torch.bool)
+    key = seed.to_bytes(8, "big")
+    draws = [_draw(key, record) for record in _contents(examples)]
+    return torch.tensor(draws, dtype=torch.float64) < fraction
 
 
 def _contents(examples: Examples) -> Iterator[bytes]:

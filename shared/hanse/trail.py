@@ -55,6 +55,11 @@ class Trail:
             sync_folder(path.parent)
             self._last = last_digest(path)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether there is a file, so that what is told is worth making."""
+        return self.path is not None
+
     def read(self) -> list[dict[str, Any]]:
         """The lines so far, oldest first, each checked to follow from the one before it.
 

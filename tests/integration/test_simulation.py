@@ -55,17 +55,20 @@ def test_a_column_makes_a_site_of_each_value(tmp_path: Path) -> None:
 
 
 def test_the_engines_end_with_the_same_model_whatever_the_workers(tmp_path: Path) -> None:
-    models = []
-    for name, request in {
-        "inline": {},
+    requests: dict[str, dict[str, Any]] = {
+        "inline": {"engine": "inline"},
         "one": {"engine": "process", "workers": 1},
         "two": {"engine": "process", "workers": 2},
-    }.items():
+        "vectorised": {"engine": "vectorised"},
+    }
+    models = {}
+    for name, request in requests.items():
         run(job(), tmp_path / name, **request)
-        models.append(load_model(tmp_path / name / "models" / "last.safetensors"))
-    for model in models[1:]:
-        for name, weight in models[0].items():
-            assert torch.equal(weight, model[name])
+        models[name] = load_model(tmp_path / name / "models" / "last.safetensors")
+    for name, weight in models["inline"].items():
+        assert torch.equal(weight, models["one"][name])
+        assert torch.equal(weight, models["two"][name])
+        assert torch.allclose(weight, models["vectorised"][name], rtol=1e-5, atol=1e-6)
 
 
 def test_another_seed_is_another_partition(tmp_path: Path) -> None:

@@ -137,12 +137,12 @@ def pulled_within_the_loss(ground: Ground) -> None:
 
 
 def empty_batches_left_out(ground: Ground) -> None:
-    batches = training._batches
+    batches = training.batches_of
 
     def without_empty(*arguments: Any) -> Any:
         return (batch for batch in batches(*arguments) if len(batch) > 0)
 
-    ground.patch.setattr(training, "_batches", without_empty)
+    ground.patch.setattr(training, "batches_of", without_empty)
 
 
 def loop(backend: BackendName) -> Callable[[Ground], None]:

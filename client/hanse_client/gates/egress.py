@@ -6,19 +6,26 @@ import hashlib
 from dataclasses import dataclass
 
 from flwr.app import (
-    ArrayRecord,
     ConfigRecord,
     Context,
     Message,
     MessageType,
-    MetricRecord,
     RecordDict,
 )
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from hanse.aggregation import PLAIN
 from hanse.encodings import encoding_of
 from hanse.errors import PolicyError
-from hanse.flower import ARRAYS, METRICS, TERMS, WEIGHT, to_metrics
+from hanse.flower import (
+    ARRAYS,
+    METRICS,
+    TERMS,
+    WEIGHT,
+    arrays_of,
+    metrics_of,
+    size_of,
+    to_metrics,
+)
 
 from hanse_client.gates.encoding import travelling
 from hanse_client.gates.masking import check_masked, is_secure
@@ -43,10 +50,12 @@ def egress(resolve: Resolve) -> Mod:
         reply = call_next(message, context)
         kind = message.metadata.message_type
         # Whoever is asked a question answers in words: no array and no metric leaves.
-        released = Released(content=RecordDict(dict(reply.content.config_records)), kinds={})
         if kind in (MessageType.TRAIN, MessageType.EVALUATE):
             released = let_out(runtime, reply.content, kind)
-        _tell_release(runtime, message, released)
+        else:
+            released = Released(content=RecordDict(dict(reply.content.config_records)), kinds={})
+        if runtime.audit.is_written:
+            _tell_release(runtime, message, released)
         reply.content = released.content
         return reply
 
@@ -67,7 +76,7 @@ def let_out(runtime: SiteRuntime, content: RecordDict, message_type: str) -> Rel
         metrics |= {name: passing[name] for name in kinds[kind]}
     released = RecordDict({METRICS: to_metrics(metrics), TERMS: _terms(runtime, kinds)})
     if message_type == MessageType.TRAIN:
-        update = content.array_records[ARRAYS]
+        update = arrays_of(content)
         if is_secure(runtime):
             check_masked(update)
         released[ARRAYS] = travelling(runtime, update)
@@ -79,7 +88,7 @@ def _passing(runtime: SiteRuntime, content: RecordDict, kind: Kind) -> dict[str,
     policy, protected = runtime.site.policy, runtime.order.protected
     return {
         name: value
-        for name, value in content.metric_records.get(kind, MetricRecord()).items()
+        for name, value in metrics_of(content, kind).items()
         if isinstance(value, int | float) and may_leave(policy, name, kind, protected=protected)
     }
 
@@ -107,7 +116,7 @@ def _terms(runtime: SiteRuntime, kinds: dict[Kind, list[str]]) -> ConfigRecord:
 
 def _tell_release(runtime: SiteRuntime, message: Message, released: Released) -> None:
     content = released.content
-    arrays = content.array_records.get(ARRAYS, ArrayRecord())
+    arrays = arrays_of(content)
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(array.data)
@@ -118,7 +127,7 @@ def _tell_release(runtime: SiteRuntime, message: Message, released: Released) ->
         run=message.metadata.run_id,
         round=message.metadata.group_id,
         arrays=len(arrays),
-        bytes=sum(len(array.data) for array in arrays.values()),
+        bytes=sum(map(size_of, arrays.values())),
         sha256=digest.hexdigest() if arrays else None,
         masked=bool(arrays) and is_secure(runtime),
         encoding=sorted({encoding_of(array) for array in arrays.values()} - {PLAIN}),

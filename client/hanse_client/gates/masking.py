@@ -18,7 +18,7 @@ from flwr.app import (
 )
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from hanse.errors import SecureAggregationError
-from hanse.flower import ARRAYS, CONFIG, only_arrays, to_record, to_tensors
+from hanse.flower import ARRAYS, config_of, only_arrays, read_tensors, to_record
 from hanse.secagg.messages import SITES, read_names
 
 from hanse_client.release import UPDATE_NORM
@@ -71,7 +71,7 @@ def check_masked(arrays: ArrayRecord) -> None:
 
 
 def _masked(session: Session, content: RecordDict) -> RecordDict:
-    arrays = session.mask(to_tensors(only_arrays(content)))
+    arrays = session.mask(read_tensors(only_arrays(content)))
     masked = RecordDict({ARRAYS: to_record({n: torch.from_numpy(a) for n, a in arrays.items()})})
     for key, record in content.metric_records.items():
         kept = {name: value for name, value in record.items() if name != UPDATE_NORM}
@@ -86,4 +86,4 @@ def _session(runtime: SiteRuntime, message: Message) -> Session:
 
 
 def _config(message: Message) -> ConfigRecord:
-    return message.content.config_records.get(CONFIG, ConfigRecord())
+    return config_of(message.content)

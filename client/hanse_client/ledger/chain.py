@@ -145,7 +145,7 @@ class Chain:
             found = self._database.execute(query).fetchall()
         rows, before = [], GENESIS
         for expected, (number, content, digest) in enumerate(found, start=1):
-            if number != expected or digest != _digest(before, content):
+            if number != expected or digest != row_digest(before, content):
                 raise LedgerBrokenError(
                     f"{self.name}: row {expected} does not follow from the one before it"
                 )
@@ -169,7 +169,7 @@ class Chain:
         row = Row(
             number=self._last.number + 1,
             content=content,
-            digest=_digest(self._last.digest, content),
+            digest=row_digest(self._last.digest, content),
         )
         with self._checked():
             self._database.execute("BEGIN IMMEDIATE")
@@ -193,5 +193,6 @@ class Chain:
             )
 
 
-def _digest(before: str, content: str) -> str:
+def row_digest(before: str, content: str) -> str:
+    """The digest of a row, from that of the row before it."""
     return hashlib.sha256(before.encode() + content.encode()).hexdigest()

@@ -39,6 +39,7 @@ from hanse_client.ledger.anchors import line_of, rows_told
 from hanse_client.ledger.book import Account, Entry, Statement, short
 from hanse_client.ledger.chain import Chain, Row
 from hanse_client.ledger.events import Instruction, fields_of
+from hanse_client.ledger.memory import MemoryChain
 from hanse_client.ledger.reader import book_of, event_of
 from hanse_client.site import Budget
 
@@ -88,7 +89,7 @@ class Ledger:
                 opened.callback(
                     os.close, hold(path.with_name(path.name + ".lock"), patience=patience)
                 )
-            self._chain = Chain(path)
+            self._chain = MemoryChain() if path is None else Chain(path)
             opened.callback(self._chain.close)
             for content in begun:
                 self._chain.append(content)

@@ -16,7 +16,7 @@ from hanse_client.privacy.memory import PILOT, records_that_fit, saved_for_backw
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, noised
 from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.settings import BackendName, Precision
-from hanse_client.steps import Outcome, RecordLoss, trainable
+from hanse_client.steps import Outcome, RecordLoss, Stepper, trainable
 
 
 class DpEngine:
@@ -47,7 +47,7 @@ class DpEngine:
         self,
         model: nn.Module,
         loss: RecordLoss,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stepper,
         privacy: PrivateSteps,
         *,
         batch_size: int,

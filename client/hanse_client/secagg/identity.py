@@ -169,8 +169,12 @@ class SimulatedVerifier:
 
 def simulated(name: str) -> OpenIdentity:
     """The identity of a simulated site, the same in every process."""
-    signer = Signer(name=name, credential=b"simulated", key=_simulated_key(name))
-    return lambda: Identity(signer=signer, verifier=SimulatedVerifier())
+
+    def identity() -> Identity:
+        signer = Signer(name=name, credential=b"simulated", key=_simulated_key(name))
+        return Identity(signer=signer, verifier=SimulatedVerifier())
+
+    return identity
 
 
 def _simulated_key(name: str) -> PrivateKey:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message
 from hanse.errors import SecureAggregationError
-from hanse.flower import CONFIG, error_label
+from hanse.flower import config_of, error_label
 
 from hanse_server.grid import HanseGrid
 from hanse_server.history import SiteRound
@@ -49,7 +49,7 @@ class StageDesk:
         """Whose replies are still owed."""
         return tuple(
             Awaited(site=site, since=self._started, until=self._until)
-            for site in sorted(self._awaited)
+            for site in sorted(self._awaited.copy())
         )
 
     def pass_on(self, replies: Iterable[Message], read: Read[T]) -> Iterator[tuple[str, T]]:
@@ -83,4 +83,4 @@ class StageDesk:
 def _config(reply: Message) -> ConfigRecord:
     if reply.has_error():
         raise SecureAggregationError(reply.error.reason or error_label(reply.error))
-    return reply.content.config_records.get(CONFIG, ConfigRecord())
+    return config_of(reply.content)

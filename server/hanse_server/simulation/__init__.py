@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from hanse.identity import node_id_of
 from hanse.job import Job
-from hanse.simulation import CLIENT_APP, SimulatedSites
+from hanse.simulation import CLIENT_APP, COHORT_APP, SimulatedSites
 
 from hanse_server.app import make_server_app, run_app
 from hanse_server.metrics import ServerMetrics
@@ -18,9 +18,10 @@ from hanse_server.simulation.cluster import RayCluster, RayEngine
 from hanse_server.simulation.grid import Engine, LocalGrid
 from hanse_server.simulation.inline import InlineEngine
 from hanse_server.simulation.process import ProcessEngine
+from hanse_server.simulation.vectorised import VectorisedEngine
 from hanse_server.workspace import Workspace
 
-EngineName = Literal["inline", "process", "ray"]
+EngineName = Literal["auto", "inline", "vectorised", "process", "ray"]
 
 
 def simulate(
@@ -37,7 +38,11 @@ def simulate(
     """Run ``job`` on simulated sites, with the ServerApp and the ClientApp of a real federation.
 
     Args:
-        engine: ``inline``, one site after the other in this process; ``process``; or ``ray``.
+        engine: ``inline``, one site after the other in this process; ``vectorised``, sites of a
+            round at once in this process, where the model allows it; ``process``, one after the
+            other in each of several processes; ``ray``; or ``auto``: ``vectorised``, but
+            ``inline`` where a round closes before all have answered, so that nobody trains in
+            vain.
         workers: of the engines that have any; one a core if None.
         cluster: of the ``ray`` engine; None starts one here.
         on_round: told of each round once it is durable.
@@ -45,6 +50,8 @@ def simulate(
     Raises:
         HanseError: as a run on real sites does.
     """
+    if engine == "auto":
+        engine = "inline" if job.strategy.goal else "vectorised"
     with _engine(engine, sites, workers, cluster or RayCluster()) as driving:
         grid = LocalGrid(workspace.run_id, sites.names, driving)
         run_app(make_server_app(job, workspace, metrics, on_round), grid)
@@ -58,8 +65,9 @@ def _engine(
     described = sites.model_dump_json()
     engine: Engine
     if name == "inline":
-        module, _, factory = CLIENT_APP.partition(":")
-        engine = InlineEngine(getattr(importlib.import_module(module), factory)(described), names)
+        engine = InlineEngine(_made(CLIENT_APP, described), names)
+    elif name == "vectorised":
+        engine = VectorisedEngine(_made(COHORT_APP, described), names)
     elif name == "ray":
         engine = RayEngine(CLIENT_APP, described, names, cluster, workers=workers)
     else:
@@ -68,3 +76,9 @@ def _engine(
         yield engine
     finally:
         engine.close()
+
+
+def _made(factory: str, described: str) -> Any:
+    """What ``module:factory`` makes of the sites."""
+    module, _, name = factory.partition(":")
+    return getattr(importlib.import_module(module), name)(described)

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from flwr.app import Context, Message, RecordDict
-from hanse.flower import Envelope, open_envelope
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from hanse.flower import identified, size_of
 from hanse.identity import node_id_of
 
 from hanse_server.grid import HanseGrid, Replies
@@ -36,6 +36,7 @@ class LocalGrid(HanseGrid):
     def __init__(self, run_id: int, sites: Sequence[str], engine: Engine) -> None:
         super().__init__(run_id)
         self._names = {node_id_of(name): name for name in sites}
+        self._nodes = tuple(sorted(self._names))
         self._engine = engine
         self._sent = self._received = self._count = 0
         self._pushed: dict[str, Message] = {}
@@ -46,7 +47,7 @@ class LocalGrid(HanseGrid):
 
     def get_node_ids(self) -> Sequence[int]:
         """The node ids of all sites, ascending."""
-        return sorted(self._names)
+        return self._nodes
 
     def site_name(self, node_id: int) -> str:
         """The name of a site."""
@@ -134,13 +135,16 @@ class LocalGrid(HanseGrid):
     def _ask(self, messages: Iterable[Message]) -> list[Message]:
         """The messages under ids of their own; from now on their replies are awaited."""
         asked, now = [], time.time()
+        content, size = None, 0
         for message in messages:
             self._count += 1
             message_id = f"{self.run_id:016x}{self._count:016x}"
             name = self.site_name(message.metadata.dst_node_id)
             self._awaited[message_id] = Awaited(site=name, since=now, until=0.0)
-            self._sent += _array_bytes(message)
-            asked.append(open_envelope(Envelope.of(message, message_id), message.content))
+            if message.content is not content:  # sites are mostly sent the same
+                content, size = message.content, _array_bytes(message)
+            self._sent += size
+            asked.append(identified(message, message_id))
         return asked
 
 
@@ -158,5 +162,5 @@ def context_of(message: Message, site: str) -> Context:
 def _array_bytes(message: Message) -> int:
     if message.has_error():
         return 0
-    records = message.content.array_records.values()
-    return sum(len(array.data) for record in records for array in record.values())
+    records = [each for each in message.content.values() if isinstance(each, ArrayRecord)]
+    return sum(size_of(array) for record in records for array in record.values())

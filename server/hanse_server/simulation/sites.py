@@ -6,11 +6,9 @@ import logging
 import tomllib
 from pathlib import Path
 
-import numpy as np
-import torch
 from hanse.errors import JobError
 from hanse.job import Job
-from hanse.simulation import SimulatedSites
+from hanse.simulation import SimulatedSites, write_parts
 from hanse.task import load_task
 
 from hanse_server.simulation.partition import column_of, partition, read_column
@@ -54,8 +52,7 @@ def lay_out(
         None if column is None else read_column(data, column),
     )
     names = [f"site-{number:0{len(str(len(parts)))}d}" for number in range(1, len(parts) + 1)]
-    arrays = {name: part.to(torch.int64).numpy() for name, part in zip(names, parts, strict=True)}
-    np.savez(folder / "parts.npz", allow_pickle=False, **arrays)
+    write_parts(folder / "parts.npz", parts)
     return SimulatedSites(
         names=tuple(names),
         data=data.resolve(),

@@ -10,7 +10,8 @@ def only_metrics(content: RecordDict) -> dict[str, float]:
     """The scalar metrics of a reply, by name; lists are left out."""
     return {
         name: float(value)
-        for record in content.metric_records.values()
+        for record in content.values()
+        if isinstance(record, MetricRecord)
         for name, value in record.items()
         if isinstance(value, int | float)
     }

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from hanse.flower import ARRAYS, CONFIG, ROUND, only_arrays, to_record, to_tensors
+from hanse.flower import ARRAYS, CONFIG, ROUND, only_arrays, read_tensors, to_record
 from torch import Tensor
 
 from hanse_server.grid import HanseGrid
@@ -103,7 +103,7 @@ class StreamingFedAvg(Strategy):
 
         Sites that are at work for an earlier round count among those that the round takes.
         """
-        self._model = to_tensors(arrays)
+        self._model = read_tensors(arrays)
         there, idle = list(grid.get_node_ids()), _idle(grid)
         size = max(self._quorum, self._goal, round(self._fraction * len(there)))
         size = min(len(idle), size - (len(there) - len(idle)))
@@ -125,7 +125,7 @@ class StreamingFedAvg(Strategy):
                 continue
             weight = metrics.fold(reply.content)
             discount = self._discount(server_round, reply)
-            updates.fold(to_tensors(only_arrays(reply.content)), weight, discount)
+            updates.fold(read_tensors(only_arrays(reply.content)), weight, discount)
             results += 1
         if results < self._least_replies:
             return None, metrics.mean()
@@ -161,7 +161,7 @@ class StreamingFedAvg(Strategy):
         """The model to judge and to keep: the average of the iterates, once there is one."""
         if not self._average:
             return arrays
-        dtypes = {name: tensor.dtype for name, tensor in to_tensors(arrays).items()}
+        dtypes = {name: tensor.dtype for name, tensor in read_tensors(arrays).items()}
         return to_record(
             {name: _cast(self._average[name], dtype) for name, dtype in dtypes.items()}
         )
@@ -205,7 +205,8 @@ class StreamingFedAvg(Strategy):
 def _idle(grid: Grid) -> list[int]:
     """The sites that are there and owe nothing, ascending."""
     working = grid.working() if isinstance(grid, HanseGrid) else {}
-    return sorted(set(grid.get_node_ids()) - set(working))
+    there = grid.get_node_ids()
+    return sorted(set(there) - set(working)) if working else sorted(there)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,11 @@ def test_the_status_names_the_stage_and_the_sites(tmp_path: Path) -> None:
     fleet = Fleet(3)
     loop = fleet.loop(plane_job(secure=True), tmp_path)
     shown: list[Status] = []
-    loop._teller._status.show = shown.append  # type: ignore[assignment,method-assign]
+
+    def show(status: Status | Callable[[], Status]) -> None:
+        shown.append(status() if callable(status) else status)
+
+    loop._teller._status.show = show  # type: ignore[method-assign]
     loop.run()
     for phase in PHASES.values():
         awaited = [{each.site for each in s.awaited} for s in shown if s.phase == phase]

@@ -27,7 +27,7 @@ def test_a_quorum_that_no_site_can_fill_is_not_waited_for(tmp_path: Path) -> Non
         simulate(tmp_path, sites=3)
 
 
-@pytest.mark.parametrize("wrong", [{"sites": 3}, {"partition": "nosuch"}, {"engine": "ray"}])
+@pytest.mark.parametrize("wrong", [{"sites": 3}, {"partition": "nosuch"}, {"engine": "warp"}])
 def test_after_a_refusal_the_workspace_is_still_free(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(JobError):
         simulate(tmp_path, **wrong)

@@ -144,8 +144,8 @@ def test_a_run_of_another_form(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (b'"round": 1', b'"round": [1]'),
-        (b'"sites": {', b'"sites": {"east": 1, '),
+        (b'"round":1', b'"round":[1]'),
+        (b'"sites":{', b'"sites":{"east":1,'),
         (b'"bytes_up"', b'"bytes_pu"'),
         (b'"bytes_up"', b'"\xff"'),
         (b"{", b"[" * 100_000),

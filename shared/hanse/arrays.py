@@ -1,0 +1,198 @@
+"""Tensors as Flower's arrays, serialised only where somebody asks for the bytes.
+
+Within a process a message holds tensors as they are. Their bytes, which are numpy's, are made
+once, when a link, a journal or a digest asks for them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+# What numpy writes before an array's bytes. Not numpy.load, which would open archives too,
+# evaluate the text, and take memory for whatever shape it declares.
+_NPY = re.compile(
+    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)"
+    rb"\{'descr': '(?P<dtype>[<>|=]?[A-Za-z][0-9]{1,4})', "
+    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]{0,600})\), \} *\n",
+    re.DOTALL,
+)
+
+_NUMPY = "numpy.ndarray"
+_BFLOAT16 = "hanse.bfloat16"  # numpy has no bfloat16: its raw little-endian bytes
+
+
+class TensorArray(Array):
+    """Flower's Array of a tensor; its ``data`` is made, and kept, when it is first asked for.
+
+    Args:
+        tensor: contiguous, on the CPU, of a dtype that numpy has; the array's own from now on.
+    """
+
+    tensor: torch.Tensor
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        shape = tuple(tensor.shape)
+        # Flower's Array watches over each attribute that is set; these are its first.
+        self.__dict__.update(
+            tensor=tensor, dtype=_numpy_name(tensor.dtype), shape=shape, stype=_NUMPY
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "data":
+            raise AttributeError(name)
+        self.data = _header(self.dtype, self.shape) + self.tensor.numpy().tobytes()
+        return self.data
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        described = self.dtype, self.shape, self.stype
+        return described == (other.dtype, other.shape, other.stype) and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def numpy(self) -> NDArray[Any]:
+        """The values as an array of their own."""
+        values: NDArray[Any] = self.tensor.numpy().copy()
+        return values
+
+
+@lru_cache
+def _numpy_name(dtype: torch.dtype) -> str:
+    """What numpy calls a dtype.
+
+    Raises:
+        TypeError: if numpy has none such.
+    """
+    return str(torch.empty(0, dtype=dtype).numpy().dtype)
+
+
+@lru_cache(maxsize=4096)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What numpy writes before the bytes of such an array."""
+    written = BytesIO()
+    descr = npy.dtype_to_descr(np.dtype(dtype))
+    npy.write_array_header_1_0(written, {"descr": descr, "fortran_order": False, "shape": shape})
+    return written.getvalue()
+
+
+def size_of(array: Array) -> int:
+    """The bytes of an array as it is sent, without making them."""
+    if isinstance(array, TensorArray):
+        return len(_header(array.dtype, array.shape)) + array.tensor.nbytes
+    return len(array.data)
+
+
+def to_array(tensor: torch.Tensor, *, adopt: bool = False) -> Array:
+    """A tensor of any dtype as Flower's Array, a copy: detached, on the CPU, contiguous.
+
+    Args:
+        adopt: take the tensor itself, where no copy is needed: nobody will change it.
+    """
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        data = tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else _scalar(tensor)
+        return Array("bfloat16", tuple(tensor.shape), _BFLOAT16, data)
+    return TensorArray(tensor if adopt else tensor.clone())
+
+
+def _scalar(tensor: torch.Tensor) -> bytes:
+    return tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+
+
+def read_tensor(array: Array) -> torch.Tensor:
+    """The tensor that :func:`to_array` was given, to be read only: others may read it too.
+
+    Raises:
+        ValueError: if the bytes do not make an array of the declared dtype and shape.
+    """
+    return array.tensor if isinstance(array, TensorArray) else _parsed(array)
+
+
+def to_tensor(array: Array) -> torch.Tensor:
+    """The tensor that :func:`to_array` was given; it owns its memory.
+
+    Raises:
+        ValueError: if the bytes do not make an array of the declared dtype and shape.
+    """
+    return array.tensor.clone() if isinstance(array, TensorArray) else _parsed(array)
+
+
+def _parsed(array: Array) -> torch.Tensor:
+    if array.stype == _BFLOAT16:
+        _check_size(array, len(array.data), torch.bfloat16.itemsize)
+        flat = (
+            torch.frombuffer(bytearray(array.data), dtype=torch.bfloat16)
+            if array.data
+            else (torch.empty(0, dtype=torch.bfloat16))
+        )
+        return flat.reshape(array.shape)
+    written = _NPY.match(array.data)
+    if written is None:
+        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds no array of numpy's")
+    text = {name: part.decode() for name, part in written.groupdict().items()}
+    shape = tuple(int(size) for size in text["shape"].split(",") if size.strip())
+    try:
+        dtype = np.dtype(text["dtype"])
+        if shape != tuple(array.shape) or str(dtype) != array.dtype:
+            raise ValueError(
+                f"declared {array.dtype}{tuple(array.shape)}, holds {text['dtype']}{shape}"
+            )
+        _check_size(array, len(array.data) - written.end(), dtype.itemsize)
+        flat_array = np.frombuffer(array.data, dtype, offset=written.end())
+        order: Literal["F", "C"] = "F" if text["fortran"] == "True" else "C"
+        return torch.from_numpy(flat_array.reshape(shape, order=order).copy())
+    except TypeError as foreign:
+        raise ValueError(f"torch has no tensors of {text['dtype']}") from foreign
+
+
+def _check_size(array: Array, size: int, itemsize: int) -> None:
+    """Hold a declared shape against the bytes that are there, before memory is taken for it."""
+    too_long = any(length >= 2**62 for length in array.shape)  # beside a 0, for no bytes at all
+    if too_long or size != math.prod(array.shape) * itemsize:
+        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds {size} bytes")
+
+
+def to_record(tensors: Mapping[str, torch.Tensor], *, adopt: bool = False) -> ArrayRecord:
+    """Named tensors as Flower's ArrayRecord, in their order.
+
+    Args:
+        adopt: take the tensors themselves, where no copy is needed: nobody will change them.
+    """
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        record[name] = to_array(tensor, adopt=adopt)
+    return record
+
+
+def to_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
+    """The tensors of an ArrayRecord, by name, in its order; they own their memory."""
+    return {name: to_tensor(array) for name, array in record.items()}
+
+
+def read_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
+    """The tensors of an ArrayRecord, by name, in its order, to be read only."""
+    return {name: read_tensor(array) for name, array in record.items()}
+
+
+def only_arrays(content: RecordDict) -> ArrayRecord:
+    """The one ArrayRecord of a message.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    records = [record for record in content.values() if isinstance(record, ArrayRecord)]
+    if len(records) != 1:
+        raise ValueError(f"expected one ArrayRecord, found {len(records)}")
+    return records[0]
