@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hanse.examples import example
 from hanse.flower import CONFIG
 from hanse.identity import node_id_of
 from hanse.job import Job, load_job
+from hanse.task import Examples, NoOptions, Task
 from hanse_client.app import make_client_app
 from hanse_client.audit import AuditTrail, read_audit
 from hanse_client.leftovers import LeftoverStore
@@ -25,10 +27,11 @@ from hanse_server.history import RoundRecord, read_history
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import RoundLoop
 from hanse_server.simulation import EngineName, simulate
-from hanse_server.simulation.sites import sites_of_folder
+from hanse_server.simulation.sites import lay_out, sites_of_folder
 from hanse_server.workspace import Workspace
+from peft import LoraConfig, get_peft_model
 from prometheus_client import CollectorRegistry
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.fleet import Fleet, plane_job, plane_site
 from tests.loopback import Execute, Loopback, RunningServer
@@ -123,6 +126,53 @@ def test_the_engines_end_with_the_same_model(tmp_path: Path, name: str) -> None:
         simulate(asked, sites, workspace, metrics, engine=engine, workers=2)
         models[engine] = model(workspace.folder)
     assert same(models["inline"], models["process"])
+
+
+class Adapted(Task[NoOptions]):
+    """A layer that stays as it is, and the adapter that is trained beside it."""
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(1)
+        base = nn.Sequential(OrderedDict(layer=nn.Linear(60, 60)))
+        adapter = LoraConfig(r=2, target_modules=["layer"])
+        return get_peft_model(base, adapter)
+
+    def read(self, source: Path) -> Examples:
+        numbers = torch.linspace(-1, 1, 1200).reshape(20, 60)
+        return Examples((numbers,), numbers.flip(1))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean(1)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {"mae": float((outputs - targets).abs().mean())}
+
+
+@pytest.mark.parametrize("strategy", ["StreamingFedAvg", "FedMedian"])
+def test_where_adapters_are_trained_they_alone_travel(tmp_path: Path, strategy: str) -> None:
+    """The model is, to the bit, that of whole updates."""
+    data, models, bytes_up = tmp_path / "data", [], []
+    data.touch()
+    for only in (False, True):
+        asked = job(
+            "plain",
+            task={"name": f"{__name__}:Adapted"},
+            encoding={"trainable_only": only},
+            strategy={"name": strategy, "quorum": 3},
+            evaluation={"federated": False},
+        )
+        folder = tmp_path / str(only)
+        folder.mkdir()
+        sites = lay_out(asked, data=data, partition_spec="iid", count=3, folder=folder)
+        workspace = Workspace(folder / "run", asked)
+        simulate(asked, sites, workspace, ServerMetrics(CollectorRegistry()))
+        models.append(model(workspace.folder))
+        bytes_up.append([line["bytes_up"] for line in read_history(workspace.folder)][-1])
+    assert same(*models)
+    adapters = [name for name in models[0] if "lora" in name]
+    assert len(adapters) == 2
+    assert any(bool(models[0][name].any()) for name in adapters if "lora_B" in name)
+    assert bytes_up[1] < 0.15 * bytes_up[0]
 
 
 # --- who is behind ----------------------------------------------------------------------------

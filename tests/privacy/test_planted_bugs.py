@@ -13,6 +13,7 @@ from tests.privacy import (
     bugs_of_accounting,
     bugs_of_audit,
     bugs_of_checks,
+    bugs_of_encoding,
     bugs_of_ledger,
     bugs_of_noise,
     bugs_of_release,
@@ -29,6 +30,7 @@ TABLES = (
     bugs_of_accounting,
     bugs_of_ledger,
     bugs_of_release,
+    bugs_of_encoding,
     bugs_of_audit,
 )
 BUGS = [bug for table in TABLES for bug in table.BUGS]
