@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from flwr.app import MessageType
+from hanse.aggregation import PLAIN, Encoding
 from hanse.errors import BudgetError, HanseError, NameTakenError
 from hanse.expiry import days_left
 from hanse.job import Job
@@ -204,8 +205,15 @@ def _egress(site: Site, job: Job | None) -> str:
     noised = ", ".join(policy.release) or "none"
     exact = ", ".join(policy.release_exact) or "none"
     told = (
-        f"the update of each round, {weight}, and of the metrics, with noise where they are of "
-        f"private records: {noised}; as they are, outside the budget: {exact}"
+        f"the update of each round{_encoded(job)}, {weight}, and of the metrics, with noise where "
+        f"they are of private records: {noised}; as they are, outside the budget: {exact}"
     )
     kept = kept_back(policy, load_task(job.task.name, job.task.options)) if job else ()
     return f"{told}; not {', '.join(kept)}, which cannot be noised" if kept else told
+
+
+def _encoded(job: Job | None) -> str:
+    """In which form the update leaves, where a job asks for one."""
+    encoding = Encoding() if job is None else job.encoding
+    told = "" if encoding.name == PLAIN else f", encoded as {encoding.name}"
+    return told + (", without what is frozen" if encoding.trainable_only else "")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hanse.aggregation import Encoding
 from hanse.errors import NameTakenError
 from hanse.examples import example
 from hanse.job import load_job
@@ -81,6 +82,17 @@ def test_the_facts_of_a_site_and_a_job(site_file: Path) -> None:
     told = findings["leaves the site"].message
     assert "with noise where they are of private records: epsilon, epsilon_left" in told
     assert "as they are, outside the budget: accuracy, auc, loss" in told
+
+
+def test_the_form_in_which_an_update_leaves_is_told(
+    site_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "the update of each round, a weight" in found(site_file)["leaves the site"].message
+    encoding = Encoding(name="int8", trainable_only=True)
+    encoded = JOB.model_copy(update={"encoding": encoding})
+    monkeypatch.setitem(globals(), "JOB", encoded)
+    told = found(site_file)["leaves the site"].message
+    assert "round, encoded as int8, without what is frozen, a weight" in told
 
 
 def test_metrics_that_cannot_be_noised_are_told_before_any_round(site_file: Path) -> None:
