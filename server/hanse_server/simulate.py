@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,15 +120,21 @@ def _shown(job: Job, wanted: bool) -> Iterator[OnRound]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[judged]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(job.name, total=job.rounds, judged="")
+        task = bar.add_task(job.name, total=job.rounds, judged="", rate="")
+        started, updates = time.monotonic(), 0
 
         def on_round(record: RoundRecord) -> None:
+            nonlocal updates
+            updates += sum(site.outcome == "result" for site in record.sites.values())
+            seconds = max(time.monotonic() - started, 1e-9)
+            rate = f"{record.round / seconds:.3g} rounds/s, {updates / seconds:.3g} updates/s"
             metrics = record.central or record.federated
             judged = " ".join(f"{name}={value:.4f}" for name, value in metrics.items())
-            bar.update(task, advance=1, judged=judged)
+            bar.update(task, advance=1, judged=judged, rate=rate)
 
         yield on_round

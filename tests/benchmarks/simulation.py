@@ -43,6 +43,9 @@ from torch.func import functional_call, grad, vmap
 SEED, COHORT, BATCH, LR = 1, 10, 10, 0.03
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "test-images-idx3-ubyte.gz"
 
+PEERS = Path(__file__).parents[2] / ".venv-peers"
+"""What `make bench-peers` installs."""
+
 State = dict[str, Tensor]
 Train = Callable[[State, Sequence[int], int], State]
 

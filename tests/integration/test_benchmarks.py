@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import big_updates, encodings, round_overhead, startup
+from tests.benchmarks import (
+    big_updates,
+    encodings,
+    round_overhead,
+    simulated_sites,
+    simulation,
+    startup,
+)
 from tests.benchmarks.federations import contest
 from tests.benchmarks.federations.case import Case
 
@@ -68,3 +75,28 @@ def test_encodings_are_told_with_bytes_time_and_accuracy(
         assert all(row["encode_ms"] > 0 and row["decode_ms"] > 0 for row in rows)
         assert all(0 <= row["accuracy"] <= 100 for row in rows)
     assert [row["seeds"] for row in (digits[0], heart[0])] == [1, 2]
+
+
+def test_engines_of_the_simulation_are_held_against_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.random.default_rng(1)
+    for name, count in (("train.npz", 120), ("test.npz", 20)):
+        images = numbers.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        np.savez(tmp_path / name, images=images, labels=np.arange(count) % 10)
+    monkeypatch.setattr(simulation, "PEERS", tmp_path)  # of what is not installed nothing is told
+    small = simulation.Workload("small", {"kind": "mlp", "hidden": []}, 12, 10, 3, repeats=1)
+
+    rows = simulation.measured(small, tmp_path / "train.npz", tmp_path / "test.npz")
+
+    assert [row["contender"] for row in rows] == [*simulation.FLOORS, *simulation.ENGINES]
+    assert rows[0]["times_plain"] == 1.0
+    assert all(row["ms_an_update"] > 0 and row["first_round_ms"] > 0 for row in rows)
+
+
+def test_the_memory_of_many_sites_is_told() -> None:
+    few, more = simulated_sites.rows(sites=(20, 120), rounds=2)
+
+    assert [few["sites"], more["sites"]] == [20, 120]
+    assert more["opened"] > few["opened"] == 20
+    assert few["first_round_s"] > 0
