@@ -64,7 +64,7 @@ def measured(sites: int, rounds: int) -> dict[str, Any]:
             "training": {"epochs": 1, "batch_size": 10, "optimizer": {"lr": 0.03}},
             "privacy": {"mechanism": "none"},
             "evaluation": {"federated": False},
-            "strategy": {"quorum": 1, "fraction": COHORT / sites},
+            "strategy": {"quorum": 1, "fraction": min(1.0, COHORT / sites)},
         }
     )
     with tempfile.TemporaryDirectory() as name:
