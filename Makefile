@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench bench-peers chaos soak fuzz
+.PHONY: help setup demo test lint format bench bench-page bench-peers chaos soak fuzz
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: .venv/dev  ## let ruff rewrite the code
 
 bench: .venv/dev  ## run one benchmark, as in BENCH=accounting; without BENCH, list them
 	$(BIN)/python -m tests.benchmarks.run $(BENCH) $(DATA)
+
+bench-page: .venv/dev  ## put what bench has measured into tests/benchmarks/README.md
+	$(BIN)/python -m tests.benchmarks.figures.page
 
 PEERS := tests/benchmarks/peers
 bench-peers: $(patsubst $(PEERS)/%.txt,.venv-peers/%/installed,$(wildcard $(PEERS)/*.txt))  ## install what benchmarks compare with

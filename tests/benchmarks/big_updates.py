@@ -15,14 +15,14 @@ from tests.benchmarks.federations.contest import (
     FLOOR,
     FLOWER,
     HANSE,
-    NVFLARE,
+    NVFLARE_SHORT,
     Contestant,
     absent,
     compare,
 )
 from tests.benchmarks.federations.memory import available_bytes
 
-EVERYONE = (FLOOR, HANSE, FLOWER, NVFLARE)
+EVERYONE = (FLOOR, HANSE, FLOWER, NVFLARE_SHORT)
 OURS = (FLOOR, HANSE)  # a round of a peer would take many minutes
 
 Cases = Sequence[tuple[Case, Sequence[Contestant]]]

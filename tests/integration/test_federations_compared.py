@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from tests.benchmarks.federations import contest
 from tests.benchmarks.federations.case import Case
 from tests.benchmarks.federations.contest import ALL, FLOOR, Contestant, absent, compare
 
@@ -36,6 +40,20 @@ def test_the_end_of_a_log_tells_why_a_contestant_failed() -> None:
 
     with pytest.raises(RuntimeError, match="no_such_module"):
         broken.run(CASE)
+
+
+def test_a_peer_that_fails_does_not_end_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(contest, "PEERS", tmp_path)
+    (tmp_path / "peer" / "bin").mkdir(parents=True)
+    (tmp_path / "peer" / "bin" / "python").symlink_to(sys.executable)
+    broken = Contestant(name="broken", module="tests.benchmarks.no_such_module", environment="peer")
+
+    rows = list(compare(CASE, (FLOOR, broken), repeats=1))
+
+    assert [row["contestant"] for row in rows] == ["floor"]
+    assert "no_such_module" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

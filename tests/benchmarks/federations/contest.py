@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from tests.benchmarks.federations.case import Case, Measured, asked
+from tests.benchmarks.federations.processes import end_with_parent
 
 ROOT = Path(__file__).parents[3]
 PEERS = ROOT / ".venv-peers"
@@ -82,6 +83,7 @@ class Contestant:
                 cwd=ROOT,
                 env=surroundings,
                 timeout=LONGEST_SECONDS,
+                preexec_fn=end_with_parent,
                 check=False,
             )
             if ended.returncode == 0:
@@ -99,6 +101,7 @@ HANSE = Contestant(
 GATES = Contestant(
     name="Hanse with gates", module=f"{_HERE}.hanse_deployed", arguments=("gates",), package="hanse"
 )
+
 FLOWER = Contestant(
     name="Flower",
     module="tests.benchmarks.peers.flower_deployed",
@@ -109,11 +112,13 @@ FLOWER = Contestant(
 NVFLARE = Contestant(
     name="NVFlare",
     module="tests.benchmarks.peers.nvflare_deployed",
+    arguments=("defaults",),
     environment="nvflare",
     package="nvflare",
     most_rounds=4,
 )
-ALL = (FLOOR, HANSE, GATES, FLOWER, NVFLARE)
+NVFLARE_SHORT = replace(NVFLARE, name="NVFlare, short waits", arguments=("short",), most_rounds=20)
+ALL = (FLOOR, HANSE, GATES, FLOWER, NVFLARE, NVFLARE_SHORT)
 
 
 @dataclass
@@ -122,6 +127,15 @@ class Result:
 
     contestant: Contestant
     measured: list[Measured] = field(default_factory=list)
+
+    def run(self, case: Case) -> None:
+        """Another federation of it. Of a peer that fails it is said so, and the rest goes on."""
+        try:
+            self.measured.append(self.contestant.run(case))
+        except (RuntimeError, subprocess.TimeoutExpired) as failure:
+            if not self.contestant.environment:
+                raise
+            print(failure, file=sys.stderr)
 
     @property
     def seconds(self) -> float:
@@ -148,7 +162,7 @@ class Result:
 def compare(
     case: Case, contestants: Sequence[Contestant], *, repeats: int
 ) -> Iterator[dict[str, Any]]:
-    """A row for each contestant that is installed, the first one with others to be held against.
+    """A row for each contestant that is installed and does not fail.
 
     Args:
         repeats: federations of each, in turns.
@@ -156,8 +170,8 @@ def compare(
     results = [Result(each) for each in contestants if each.installed]
     for _ in range(repeats):
         for result in results:
-            result.measured.append(result.contestant.run(case))
-    by_name = {result.contestant.name: result for result in results}
+            result.run(case)
+    by_name = {result.contestant.name: result for result in results if result.measured}
     for name, result in by_name.items():
         row: dict[str, Any] = {
             "contestant": name,

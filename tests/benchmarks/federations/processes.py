@@ -1,7 +1,9 @@
-"""Processes of a peer, and what its server has noted of the rounds."""
+"""Processes of a contestant, and what its server has noted of the rounds."""
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,12 @@ from tests.benchmarks.federations.case import Measured
 from tests.benchmarks.federations.watch import Watch
 
 ORDERLY_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """In a process that has just begun: let it end, in good order, when its parent is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
@@ -19,7 +27,9 @@ def running(
     command: Sequence[str], surroundings: dict[str, str], log: IO[str]
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that ends with the context, in good order if it can."""
-    process = subprocess.Popen(command, env=surroundings, stdout=log, stderr=log, text=True)
+    process = subprocess.Popen(
+        command, env=surroundings, stdout=log, stderr=log, text=True, preexec_fn=end_with_parent
+    )
     try:
         yield process
     finally:

@@ -4,6 +4,9 @@ All its processes are real and on loopback, over its gRPC, with the project file
 prepare` writes and NVFlare's defaults otherwise. The job is its FedAvg controller, which adds up
 numpy arrays as they come, and an executor that gives the arrays back. A round is timed in the
 controller, from its start to the new model; between two rounds it writes the model to a file.
+
+The first argument: ``defaults``, or ``short`` for short waits where the job can set them: of a
+client between two tasks (2 s by default), and of the controller between two looks (0.5 s).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ APP = Path(__file__).parent / "nvflare_app"
 BIN = Path(sys.executable).parent
 ADMIN = "admin@example.org"
 SCHEME = "grpc"
+SHORT_SECONDS = 0.05
 LONGEST_SECONDS = 3000.0
 
 
@@ -71,21 +75,24 @@ def provision(case: Case, folder: Path, surroundings: dict[str, str]) -> Path:
     return folder / "echo" / "prod_00"
 
 
-def write_job(case: Case, folder: Path, told: Path) -> Path:
+def write_job(case: Case, waits: str, folder: Path, told: Path) -> Path:
     """The job's folder, as an administrator submits it."""
     job = folder / "job"
     shutil.copytree(APP, job / "app" / "custom")
-    controller = {
+    controller: dict[str, Any] = {
         "num_clients": case.sites,
         "num_rounds": case.rounds + 1,
         "shapes": case.shapes,
         "told": str(told),
     }
-    server = {
+    server: dict[str, Any] = {
         "format_version": 2,
         "workflows": [{"id": "controller", "path": "echo.Timed", "args": controller}],
         "components": [],
     }
+    if waits == "short":
+        controller["task_check_period"] = SHORT_SECONDS
+        server["server"] = {"task_request_interval": SHORT_SECONDS}
     executor = {"path": "echo.Echo", "args": {}}
     client = {
         "format_version": 2,
@@ -100,7 +107,7 @@ def write_job(case: Case, folder: Path, told: Path) -> Path:
     return job
 
 
-def measure(case: Case, folder: Path, log: IO[str]) -> Measured:
+def measure(case: Case, waits: str, folder: Path, log: IO[str]) -> Measured:
     """Run the case."""
     surroundings = {
         **os.environ,
@@ -109,7 +116,7 @@ def measure(case: Case, folder: Path, log: IO[str]) -> Measured:
     }
     kits = provision(case, folder, surroundings)
     told = folder / "told.json"
-    job = write_job(case, folder, told)
+    job = write_job(case, waits, folder, told)
     with ExitStack() as stack:
 
         def start(name: str) -> subprocess.Popen[str]:
@@ -147,9 +154,10 @@ def _submit(job: Path, kit: Path, sites: int) -> None:
 
 def main() -> None:
     """Run the case of the command line."""
-    case = asked()
+    waits, *arguments = sys.argv[1:]
+    case = asked(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        measure(case, Path(folder), sys.stderr).tell()
+        measure(case, waits, Path(folder), sys.stderr).tell()
 
 
 if __name__ == "__main__":
