@@ -131,7 +131,10 @@ class Result:
     def run(self, case: Case) -> None:
         """Another federation of it. Of a peer that fails it is said so, and the rest goes on."""
         try:
-            self.measured.append(self.contestant.run(case))
+            told = self.contestant.run(case)
+            shown = " ".join(f"{each:.3g}" for each in told.seconds)
+            print(f"{self.contestant.name}, {case}: {shown} s", file=sys.stderr)
+            self.measured.append(told)
         except (RuntimeError, subprocess.TimeoutExpired) as failure:
             if not self.contestant.environment:
                 raise
@@ -173,21 +176,19 @@ def compare(
             result.run(case)
     by_name = {result.contestant.name: result for result in results if result.measured}
     for name, result in by_name.items():
-        row: dict[str, Any] = {
+        yield {
             "contestant": name,
             "version": result.contestant.version,
-            "sites": case.sites,
-            "megabytes": case.megabytes,
             "round_s": result.seconds,
-            "whole_round_s": result.whole_seconds,
-            "first_round_s": result.first_seconds,
+            "whole_s": result.whole_seconds,
+            "first_s": result.first_seconds,
             "peak_models": result.peak_models(case),
+            **{
+                f"over_{other.name}".lower(): result.seconds / by_name[other.name].seconds
+                for other in (FLOOR, HANSE)
+                if other.name in by_name
+            },
         }
-        for other in (FLOOR, HANSE):
-            against = by_name.get(other.name)
-            ratio = None if against is None else result.seconds / against.seconds
-            row[f"over_{other.name}".lower()] = ratio
-        yield row
 
 
 def absent(contestants: Sequence[Contestant]) -> list[str]:
