@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.figures.machine import commit, machine
 from tests.benchmarks.figures.machine import load as load_average
-from tests.benchmarks.figures.machine import machine
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parents[1] / "build" / "bench"
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         "title": title(module),
         "date": f"{started:%Y-%m-%d %H:%M} UTC",
         "minutes": round((datetime.now(UTC) - started).total_seconds() / 60, 1),
+        "commit": commit(),
         "machine": machine(),
         "load_before": loaded,
         "load_after": load_average(),

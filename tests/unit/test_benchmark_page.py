@@ -12,6 +12,7 @@ from tests.benchmarks.figures.page import PAGE, refreshed
 TOLD: dict[str, Any] = {
     "date": "2026-11-25 12:00 UTC",
     "minutes": 2.5,
+    "commit": "0123abc",
     "machine": machine(),
     "load_before": 0.5,
     "load_after": 1.5,
@@ -28,6 +29,7 @@ def test_a_part_is_written_anew_and_the_others_stay() -> None:
     again = refreshed(page, "speed", "How fast it is.", slower)
 
     assert "| a | 0.123 | - |" in page
+    assert "0123abc" in page
     assert "As `rows`." in page
     assert "One is left out." in page
     assert again.count("## speed") == again.count("## size") == 1
