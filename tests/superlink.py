@@ -115,6 +115,21 @@ class StockFlower:
     def run(self, submitted: Submitted, seconds: float = 200.0) -> None:
         """`flwr run`, and wait until its ServerApp has ended."""
         before = submitted.ended
+        self.submit(submitted)
+        self._await(lambda: submitted.ended > before, seconds)
+
+    def run_until(self, submitted: Submitted, rounds: int, seconds: float = 200.0) -> None:
+        """`flwr run`, and kill -9 of its ServerApp once there are so many rounds."""
+        self.submit(submitted)
+        self._await(
+            lambda: submitted.workspace.exists() and len(submitted.history()) >= rounds, seconds
+        )
+        (server_app,) = self._server_apps()
+        os.kill(server_app, signal.SIGKILL)
+        _await(lambda: not self._server_apps(), 30.0)
+
+    def submit(self, submitted: Submitted) -> None:
+        """`flwr run`, which does not wait."""
         command = [str(BIN / "flwr"), "run", str(submitted.app), "here"]
         done = subprocess.run(
             [*command, "--run-config", "metrics-port=0"],
@@ -124,7 +139,18 @@ class StockFlower:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        self._await(lambda: submitted.ended > before, seconds)
+
+    def _server_apps(self) -> list[int]:
+        """The processes of ServerApps of this SuperLink."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:  # it has ended meanwhile
+                continue
+            if f"127.0.0.1:{self._port}" in words and any("flwr-serverapp" in w for w in words):
+                found.append(int(process.name))
+        return found
 
     def log(self, name: str) -> str:
         """What a process has printed, and those that it started."""

@@ -15,8 +15,9 @@ from hanse.job import Job, load_job
 from hanse_server.checkpoint import load_model
 from hanse_server.history import read_history
 from hanse_server.simulate import SimulationRequest, run_simulation
-from hanse_server.simulation import cluster
-from hanse_server.simulation.cluster import RayCluster, RayEngine
+from hanse_server.simulation import ray_engine
+from hanse_server.simulation.cluster import RayCluster
+from hanse_server.simulation.ray_engine import RayEngine
 from ray.cluster_utils import Cluster
 
 HEART = example("heart")
@@ -136,7 +137,7 @@ def test_a_site_whose_worker_is_lost_forgets_nothing_that_it_spent(
         if engine._sites[message.metadata.dst_node_id] == "hungary" and (
             (number == "2" and execution == 1) or number == "3"
         ):
-            monkeypatch.setattr(cluster, "MOST_EXECUTIONS", {"2": 2, "3": 1}[number])
+            monkeypatch.setattr(ray_engine, "MOST_EXECUTIONS", {"2": 2, "3": 1}[number])
             ray.kill(engine._workers[rank].actor)
 
     noisy = job(private=True)

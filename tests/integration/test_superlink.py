@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hanse.job import Job
-from hanse_client.books import audit_path, metrics_path, outbox_path
+from hanse_client.books import (
+    audit_path,
+    audit_result,
+    ledger_result,
+    metrics_path,
+    outbox_path,
+)
 from hanse_client.outbox import Outbox
 from hanse_client.site import load_site
+from hanse_server.audit.view import audit_result as run_audit_result
 from hanse_server.checkpoint import load_model
 from hanse_server.history import read_history
 from hanse_server.simulate import SimulationRequest, run_simulation
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.hospitals import hanse
 from tests.superlink import StockFlower, Submitted
 
 SITES = ("cleveland", "hungary")
-
-
-def told(*arguments: str) -> dict[str, Any]:
-    done = hanse(*arguments, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 def simulated(job: Job, flower: StockFlower, folder: Path) -> Path:
@@ -41,7 +39,8 @@ def test_a_private_and_a_plain_job_on_a_stock_superlink(tmp_path: Path) -> None:
     plain = Submitted(tmp_path / "plain", 2, rounds=2, private=False)
     (tmp_path / "stock").mkdir()
     with StockFlower(tmp_path / "stock", SITES) as flower:
-        flower.run(private)
+        flower.run_until(private, 1)
+        flower.run(private)  # another run to Flower, the same to Hanse: it goes on
         check_the_books(private, flower)
         flower.run(plain)
         reference = simulated(plain.job, flower, tmp_path / "inline")
@@ -61,20 +60,19 @@ def check_the_books(run: Submitted, flower: StockFlower) -> None:
     trails = []
     for name, file in flower.sites.items():
         site = load_site(file)
-        ledger = told("client", "ledger", str(file), "--verify")
-        (account,) = ledger["accounts"]
+        (account,) = ledger_result(site, verify=True)["accounts"]
         assert [entry["state"] for entry in account["entries"]] == ["released"] * 2
         stated = statement["sites"][name]
         assert account["epsilon"] == pytest.approx(stated["data_set"]["epsilon"], abs=1e-12)
         assert account["epsilon"] == pytest.approx(stated["run"]["epsilon"])
         assert account["epsilon"] == history[-1]["sites"][name]["metrics"]["epsilon"]
-        told("client", "audit", str(file), "--verify")
+        audit_result(site, verify=True)
         with_outbox = Outbox(outbox_path(site))
         assert with_outbox.instructions() == []  # settled, and told so when the run ended
         with_outbox.close()
         check_the_metrics(metrics_path(site), epsilon=account["epsilon"])
-        trails += ["--against", str(audit_path(site))]
-    told("server", "audit", "--workspace", str(run.workspace), "--verify", *trails)
+        trails.append(audit_path(site))
+    run_audit_result(run.workspace, site=None, number=None, verify=True, against=trails)
 
 
 def check_the_metrics(path: Path, *, epsilon: float) -> None:

@@ -18,9 +18,11 @@ from hanse.errors import (
     ProtocolError,
     SecureAggregationError,
     SiteFileError,
+    TrailError,
 )
 from hanse.flower import CONFIG, become_server_app
 from hanse.superlink import HELLO, SLIP, Slip
+from hanse.trail import trail_lines
 from hanse_client.audit import read_audit
 from hanse_client.books import audit_path, ledger_path, outbox_path
 from hanse_client.ledger import read_ledger
@@ -31,6 +33,7 @@ from hanse_server import checkpoint
 from hanse_server.history import read_history
 from hanse_server.superlink import link, nodes
 from hanse_server.superlink.run import run_on_superlink
+from hanse_server.workspace import audit_path as run_audit_path
 
 from tests.fake_superlink import FakeSuperLink, context_of, node_of
 from tests.superlink import HEART
@@ -140,6 +143,9 @@ def test_a_name_is_one_nodes_and_who_gives_none_is_left_out(
     assert outcomes(config) == [["result"] * 2] * 2
     assert charges(sites) == [["released"] * 2] * 2
     assert {message.metadata.dst_node_id for message in grid.asked} == {10, 11}
+    lines = trail_lines(run_audit_path(Path(config["workspace"])), TrailError)
+    away = {line["fingerprint"]: line["label"] for line in lines if line["event"] == "turned_away"}
+    assert away == {"node 20": "name_taken"}
 
 
 def test_a_run_whose_configuration_cannot_be_right_is_refused_by_name(

@@ -14,10 +14,11 @@ from hanse.simulation import CLIENT_APP, COHORT_APP, SimulatedSites
 from hanse_server.app import make_server_app, run_app
 from hanse_server.metrics import ServerMetrics
 from hanse_server.rounds import OnRound
-from hanse_server.simulation.cluster import RayCluster, RayEngine
+from hanse_server.simulation.cluster import RayCluster
 from hanse_server.simulation.grid import Engine, LocalGrid
 from hanse_server.simulation.inline import InlineEngine
 from hanse_server.simulation.process import ProcessEngine
+from hanse_server.simulation.ray_engine import RayEngine
 from hanse_server.simulation.vectorised import VectorisedEngine
 from hanse_server.workspace import Workspace
 

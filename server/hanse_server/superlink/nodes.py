@@ -80,7 +80,7 @@ class Nodes:
             if now - since > ASK_AGAIN_SECONDS:
                 del self._asked[question]
         asked = {node for node, _ in self._asked.values()}
-        for node in there - self._sites.keys() - asked:
+        for node in sorted(there - self._sites.keys() - asked):
             self._asked[self.greet(node)] = node, now
         return gone
 

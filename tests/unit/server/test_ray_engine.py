@@ -11,8 +11,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app import Error as FlowerError
 from hanse.errors import JobError, MissingExtraError, UnreachableError, WireError
 from hanse.flower import become_server_app, to_array
-from hanse_server.simulation.cluster import RayCluster, RayEngine, _room
+from hanse_server.simulation.cluster import RayCluster, room_in
 from hanse_server.simulation.frames import pack, pack_state, unpack, unpack_state
+from hanse_server.simulation.ray_engine import RayEngine
 
 
 def engine(address: str | None) -> RayEngine:
@@ -56,13 +57,13 @@ def test_a_frame_that_changed_is_refused() -> None:
 def test_as_many_workers_are_started_as_there_is_room_for(
     has: dict[str, float], gpus: float, workers: int | None, sites: int, expected: int
 ) -> None:
-    assert _room(has, gpus, workers, sites) == (8, expected)
+    assert room_in(has, gpus, workers, sites) == (8, expected)
 
 
 @pytest.mark.parametrize(("gpus", "workers"), [(1.0, 3), (0.5, 5), (4.0, None)])
 def test_gpus_that_are_not_there_are_missed_at_once(gpus: float, workers: int | None) -> None:
     with pytest.raises(JobError, match="do not fit in the Ray cluster, which has 2"):
-        _room({"CPU": 8.0, "GPU": 2.0}, gpus, workers, 100)
+        room_in({"CPU": 8.0, "GPU": 2.0}, gpus, workers, 100)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
