@@ -13,12 +13,19 @@ A figure is the median over several runs, in turn, of the seconds from the end o
 round to the end of its last, over the client updates in them. The first round, with all that is
 made once, and what comes before it are told apart, of each contender's first run.
 
+Peers that `make bench-peers` has installed run the same: pfl-research, and stock Flower's
+simulation on Ray. Their models' accuracy is not told.
+
 Data: a folder with MNIST's four IDX files.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hanse.job import Job
 from hanse.metrics import new_registry
@@ -43,7 +51,8 @@ from torch.func import functional_call, grad, vmap
 SEED, COHORT, BATCH, LR = 1, 10, 10, 0.03
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "test-images-idx3-ubyte.gz"
 
-PEERS = Path(__file__).parents[2] / ".venv-peers"
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / ".venv-peers"
 """What `make bench-peers` installs."""
 
 State = dict[str, Tensor]
@@ -155,6 +164,15 @@ class Case:
         self.parts = list(read_parts(self.sites.parts, self.sites.names).values())
         self._runs = 0
 
+    def for_peers(self) -> Path:
+        """The clients' digits in a file, (clients, records, ...)."""
+        path = self._folder / "clients.npz"
+        if not path.exists():
+            rows = torch.stack([part[: self.workload.records] for part in self.parts])
+            images, labels = self.examples.inputs[0][rows], self.examples.targets[rows]
+            np.savez(path, images=images.numpy(), labels=labels.numpy())
+        return path
+
     def floor(self, train: Train, taken: Taken) -> None:
         """One run of a loop without any framework."""
         clock = Clock(taken)
@@ -241,6 +259,50 @@ def stacked(case: Case) -> Train:
     return train
 
 
+def peer(case: Case, name: str, taken: Taken) -> None:
+    """One run of a peer, in a process of its own environment."""
+    module, python = PEER_MODULES[name], PEERS / name / "bin" / "python"
+    workload = case.workload
+    asked = {
+        "data": str(case.for_peers()),
+        "model": dict(workload.model),
+        "rounds": workload.rounds,
+        "cohort": COHORT,
+        "batch": BATCH,
+        "lr": LR,
+    }
+    told = subprocess.run(
+        [
+            str(python),
+            str(ROOT / "tests" / "benchmarks" / "peers" / f"{module}.py"),
+            json.dumps(asked),
+        ],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+    ).stdout
+    seconds = json.loads(told.strip().rpartition("\n")[2])
+    taken.start.append(seconds["start"])
+    taken.first.append(seconds["first"])
+    taken.update.append(seconds["update"])
+
+
+def installed() -> list[str]:
+    """The peers that there are; of the others it is said that they are left out."""
+    found = [name for name in PEER_MODULES if (PEERS / name / "bin" / "python").exists()]
+    missing = sorted(set(PEER_MODULES) - set(found))
+    if missing:
+        sys.stderr.write(f"left out, as `make bench-peers` was not run: {', '.join(missing)}\n")
+    return found
+
+
+PEER_MODULES = {"pfl": "simulation_pfl", "flower-ray": "simulation_flower"}
+PEER_RUNS = 3
+"""Of each peer, at most."""
+
+
 FLOORS: dict[str, Callable[[Case], Train]] = {"plain": plain, "vmap": stacked}
 
 
@@ -260,13 +322,16 @@ def measured(workload: Workload, train: Path, test: Path) -> list[dict[str, Any]
     """The rows of one workload, its contenders run in turn."""
     with tempfile.TemporaryDirectory() as folder:
         case = Case(workload, train, Path(folder))
-        taken: dict[str, Taken] = {name: Taken() for name in (*FLOORS, *ENGINES)}
+        peers = installed()
+        taken: dict[str, Taken] = {name: Taken() for name in (*FLOORS, *ENGINES, *peers)}
         floors = {name: make(case) for name, make in FLOORS.items()}
-        for _ in range(workload.repeats):
+        for repeat in range(workload.repeats):
             for name, loop in floors.items():
                 case.floor(loop, taken[name])
             for name, (engine, private) in ENGINES.items():
                 case.hanse(engine, private, taken[name])
+            for name in peers if repeat < PEER_RUNS else ():
+                peer(case, name, taken[name])
         plainly = statistics.median(taken["plain"].update)
         held_out = case.task.read(test)
         return [
@@ -278,7 +343,7 @@ def measured(workload: Workload, train: Path, test: Path) -> list[dict[str, Any]
                 "times_plain": statistics.median(each.update) / plainly,
                 "first_round_ms": 1e3 * each.first[0],
                 "start_s": each.start[0],
-                "accuracy": accuracy(case, each.model, held_out),
+                "accuracy": accuracy(case, each.model, held_out) if each.model else "",
             }
             for name, each in taken.items()
         ]
