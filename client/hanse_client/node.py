@@ -29,7 +29,16 @@ from hanse.logs import to_stderr
 from hanse.metrics import TextFile
 from hanse.records import read_records
 from hanse.secagg.messages import STAGES
-from hanse.superlink import HELLO, SITE, VERSION, Slip, read_slip, without_slip
+from hanse.superlink import (
+    HELD,
+    HELLO,
+    MOST_SETTLED,
+    SITE,
+    VERSION,
+    Slip,
+    read_slip,
+    without_slip,
+)
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler
 from hanse.wire.limits import MEGABYTE, Limits
@@ -87,11 +96,14 @@ def _site_file(config: Mapping[str, object]) -> Path:
 
 
 def _greeting(site: Site, slip: Slip) -> RecordDict:
-    """The site's name; what the server has made durable is kept no longer."""
-    if slip.settled and outbox_path(site).exists():
+    """The site's name, and what it holds; what the server has made durable it holds no longer."""
+    held: list[str] = []
+    if outbox_path(site).exists():
         with closing(Outbox(outbox_path(site))) as outbox:
             outbox.forget(slip.settled)
-    return RecordDict({CONFIG: ConfigRecord({SITE: site.name, VERSION: hanse.__version__})})
+            held = outbox.instructions()[:MOST_SETTLED]
+    told = ConfigRecord({SITE: site.name, VERSION: hanse.__version__, HELD: held})
+    return RecordDict({CONFIG: told})
 
 
 def _carry_out(site: Site, slip: Slip, message: Message) -> Message:

@@ -22,8 +22,8 @@ SLIP = "hanse.superlink"
 HELLO = "query.hanse_hello"
 """Type of the message that asks for a site's name, and says what is settled."""
 
-SITE, VERSION = "site", "hanse"
-"""Config keys of the answer to it."""
+SITE, VERSION, HELD = "site", "hanse", "held"
+"""Config keys of the answer to it: who it is, and ids of the replies that its outbox holds."""
 
 PROTOCOL = 1
 MOST_SETTLED = 10_000

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hanse.job import Job
+from hanse.privacy.accounting import Charge, epsilon
 from hanse_client.books import (
     audit_path,
     audit_result,
@@ -19,13 +20,14 @@ from hanse_client.outbox import Outbox
 from hanse_client.site import load_site
 from hanse_server.audit.view import audit_result as run_audit_result
 from hanse_server.checkpoint import load_model
-from hanse_server.history import read_history
 from hanse_server.simulate import SimulationRequest, run_simulation
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.superlink import StockFlower, Submitted
 
 SITES = ("cleveland", "hungary")
+
+TWO_ROUNDS = Charge(noise_multiplier=8.0, sampling_rate=1.0, steps=2)
 
 
 def simulated(job: Job, flower: StockFlower, folder: Path) -> Path:
@@ -34,6 +36,7 @@ def simulated(job: Job, flower: StockFlower, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.timeout(600)  # some twenty processes that import torch, one after the other
 def test_a_private_and_a_plain_job_on_a_stock_superlink(tmp_path: Path) -> None:
     private = Submitted(tmp_path / "private", 2, rounds=2, private=True)
     plain = Submitted(tmp_path / "plain", 2, rounds=2, private=False)
@@ -44,8 +47,6 @@ def test_a_private_and_a_plain_job_on_a_stock_superlink(tmp_path: Path) -> None:
         check_the_books(private, flower)
         flower.run(plain)
         reference = simulated(plain.job, flower, tmp_path / "inline")
-        expected_spending = simulated(private.job, flower, tmp_path / "noisy")
-    check_the_spending(private, expected_spending)
     models = [
         load_model(each / "models" / "last.safetensors") for each in (reference, plain.workspace)
     ]
@@ -65,6 +66,7 @@ def check_the_books(run: Submitted, flower: StockFlower) -> None:
         stated = statement["sites"][name]
         assert account["epsilon"] == pytest.approx(stated["data_set"]["epsilon"], abs=1e-12)
         assert account["epsilon"] == pytest.approx(stated["run"]["epsilon"])
+        assert account["epsilon"] == pytest.approx(epsilon([TWO_ROUNDS], 1e-5))
         assert account["epsilon"] == history[-1]["sites"][name]["metrics"]["epsilon"]
         audit_result(site, verify=True)
         with_outbox = Outbox(outbox_path(site))
@@ -87,13 +89,3 @@ def check_the_metrics(path: Path, *, epsilon: float) -> None:
     assert found[("hanse_client_epsilon_spent",)] == pytest.approx(epsilon)
     assert found[("hanse_client_round",)] == 2
     assert ("hanse_client_connected",) not in found
-
-
-def check_the_spending(run: Submitted, simulation: Path) -> None:
-    def spent(folder: Path) -> list[dict[str, float]]:
-        return [
-            {name: site["metrics"]["epsilon"] for name, site in line["sites"].items()}
-            for line in read_history(folder)
-        ]
-
-    assert spent(run.workspace) == spent(simulation)

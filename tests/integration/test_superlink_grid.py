@@ -119,6 +119,38 @@ def test_a_run_that_goes_on_takes_what_was_trained_from_the_outboxes(
             assert outbox.instructions() == []
 
 
+def test_what_a_server_settled_and_could_not_tell_is_told_by_the_next(
+    sites: Sites, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deaf(FakeSuperLink):
+        def push_messages(self, messages: Any) -> Any:
+            for message in messages:
+                slip = message.content.config_records[SLIP]
+                message.content[SLIP] = ConfigRecord({**slip, "settled": []})
+            return super().push_messages(messages)
+
+    save = checkpoint.save
+
+    def crash(folder: Path, made: checkpoint.Checkpoint) -> None:
+        if made.progress.round == 2:
+            raise KeyboardInterrupt
+        save(folder, made)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run_on_superlink(Deaf(grid_of(sites).nodes), config)
+    other = "f" * 32  # of another run, in whose journal it stands
+    for file in sites.values():
+        with closing(Outbox(outbox_path(load_site(file)))) as outbox:
+            assert len(outbox.instructions()) == 4
+            outbox.put(other, b"", [])
+    run_on_superlink(grid_of(sites, run_id=2), config)
+    for file in sites.values():
+        with closing(Outbox(outbox_path(load_site(file)))) as outbox:
+            assert outbox.instructions() == [other]
+
+
 def test_a_site_whose_node_is_another_by_now_is_asked_there(
     sites: Sites, config: dict[str, Any]
 ) -> None:

@@ -90,7 +90,7 @@ class SuperLink:
         self._trail = trail
         self._limits = limits
         known = {entry.site for entry in journal.unsettled()}
-        self._nodes = Nodes(post, run_id, metrics, trail, known)
+        self._nodes = Nodes(post, run_id, metrics, trail, known, self._holds)
         self._lock = threading.RLock()  # over what follows
         self._pending: dict[str, Pending] = {}
         self._settled: dict[str, list[str]] = {}
@@ -224,6 +224,19 @@ class SuperLink:
         self._nodes.listen()
         self._send(now)
         self._pull(now)
+
+    def _holds(self, site: str, held: list[str]) -> None:
+        """A site has come with these replies: of some an earlier process settled, and died before
+        the site knew. What this journal does not know may be another run's, and stays."""
+        entries = [entry for each in held if (entry := self._journal.entry(each)) is not None]
+        done = [
+            entry.instruction
+            for entry in entries
+            if entry.site == site and entry.state is State.SETTLED
+        ]
+        with self._lock:
+            untold = self._settled.setdefault(site, [])
+            untold += [each for each in done if each not in untold]
 
     def _send(self, now: float) -> None:
         """Send what is pending to the sites that are there."""

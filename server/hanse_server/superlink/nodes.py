@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from hanse.errors import NameTakenError, NotRegisteredError
 from hanse.flower import CONFIG
 from hanse.identity import SITE_NAME
 from hanse.plain import plain
-from hanse.superlink import HELLO, SITE, SLIP, VERSION, Slip
+from hanse.superlink import HELD, HELLO, MOST_SETTLED, SITE, SLIP, VERSION, Slip
 
 from hanse_server.audit import ServerTrail
 from hanse_server.metrics import ServerMetrics
@@ -32,6 +32,7 @@ class Nodes:
 
     Args:
         known: names of sites that were there before.
+        holds: is called with a site that has come, and the ids of the replies that it holds.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Nodes:
         metrics: ServerMetrics,
         trail: ServerTrail,
         known: Iterable[str],
+        holds: Callable[[str, list[str]], None],
     ) -> None:
         self._post = post
         self._run_id = run_id
         self._metrics = metrics
         self._trail = trail
         self._known = set(known)
+        self._holds = holds
         self._sites: Mapping[int, str] = {}  # replaced, never changed: other threads read it
         self._asked: dict[str, tuple[int, float]] = {}  # by Flower's id of the question
 
@@ -116,6 +119,9 @@ class Nodes:
             log.warning("%s", taken.message)
             self._trail.turned_away(site, f"node {node}", taken)
             return False
+        held = told.get(HELD, [])
+        if isinstance(held, list):
+            self._holds(site, [str(each) for each in held[:MOST_SETTLED]])
         self._sites = {**self._sites, node: site}
         self._known.add(site)
         self._metrics.connected.labels(site).set(1)
