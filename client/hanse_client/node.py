@@ -42,7 +42,6 @@ from hanse.superlink import (
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler
 from hanse.wire.limits import MEGABYTE, Limits
-from hanse.wire.message import chunks
 from prometheus_client import CollectorRegistry
 
 from hanse_client import device
@@ -161,7 +160,7 @@ def _done(runtime: SiteRuntime, outbox: Outbox, asked: Message) -> Message:
 
     header, encoded = pack_reply(asked, guarded)
     try:
-        outbox.put(metadata.message_id, header.SerializeToString(), chunks(encoded))
+        outbox.put(metadata.message_id, header.SerializeToString(), encoded.body)
     except OutboxError as error:
         log.exception("a reply could not be kept, so it is not sent")
         return error_reply(error, asked)

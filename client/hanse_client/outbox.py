@@ -6,16 +6,23 @@ import hashlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hanse.arrays import Data
 from hanse.durable import DAMAGE
 from hanse.errors import OutboxError
+from hanse.wire.message import CHUNK_BYTES
+
+from hanse_client.bodies import Bodies
 
 T = TypeVar("T")
+
+SMALL_BYTES = CHUNK_BYTES
+"""Bytes of a body up to which it lies in the database."""
 
 SETTLED_KEPT = 10_000
 """Settled instructions whose ids are remembered, the newest."""
@@ -34,7 +41,8 @@ class Held:
 class Outbox:
     """An SQLite file of replies by the id of their instruction; safe to use from many threads.
 
-    A reply is a header and a body, which is kept in the pieces that it was put in.
+    A reply is a header and a body. A body that is not small lies in a file of its own beside it,
+    so that it is written once: SQLite would write it into its log, and from there again.
 
     Raises:
         OutboxError: if the file cannot be read or written, here and in every method.
@@ -42,28 +50,34 @@ class Outbox:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._bodies = Bodies(path)
         self._writing, self._reading = threading.Lock(), threading.Lock()
         with self._errors():
             self._writer = _connect(path)
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")
-            self._writer.execute("PRAGMA foreign_keys = ON")
             self._writer.executescript(_SCHEMA)
             # Another connection, so that who reads never waits for a large reply to be written.
             self._reader = _connect(path)
+            self._bodies.keep_only(self._files("SELECT file FROM reply WHERE file IS NOT NULL"))
 
-    def put(self, instruction: str, header: bytes, body: Iterable[tuple[int, bytes]]) -> None:
+    def put(self, instruction: str, header: bytes, body: Sequence[Data]) -> None:
         """Keep a reply durably, in place of any other to the same instruction.
 
         Args:
-            body: pieces with their offsets, in order and without gaps.
+            body: its bytes, in parts.
         """
-        with self._writing, self._errors(), _transaction(self._writer):
-            self._writer.execute("DELETE FROM reply WHERE instruction = ?", (instruction,))
-            row = (instruction, header, time.time())
-            self._writer.execute("INSERT INTO reply VALUES (?, ?, ?)", row)
-            pieces = ((instruction, offset, data) for offset, data in body)
-            self._writer.executemany("INSERT INTO piece VALUES (?, ?, ?)", pieces)
+        with self._writing, self._errors():
+            file, small = None, b""
+            if sum(map(len, body)) > SMALL_BYTES:
+                file = self._bodies.write(body)
+            else:
+                small = b"".join(body)
+            before = self._files("SELECT file FROM reply WHERE instruction = ?", instruction)
+            with _transaction(self._writer):
+                row = (instruction, header, time.time(), file, small)
+                self._writer.execute("INSERT OR REPLACE INTO reply VALUES (?, ?, ?, ?, ?)", row)
+            self._bodies.remove(before)
 
     def header(self, instruction: str) -> bytes | None:
         """The header of a reply; None if there is none."""
@@ -72,15 +86,14 @@ class Outbox:
         return None if row is None else _held(self._path, row[0], bytes)
 
     def piece(self, instruction: str, offset: int) -> bytes:
-        """The bytes of a reply's body from ``offset`` to the end of a piece; empty at its end."""
-        query = (
-            "SELECT start, data FROM piece WHERE instruction = ? AND start <= ? "
-            "ORDER BY start DESC LIMIT 1"
-        )
-        row = self._row(query, (instruction, offset))
+        """At most 1 MiB of a reply's body from ``offset`` on; empty at its end."""
+        row = self._row("SELECT file, small FROM reply WHERE instruction = ?", (instruction,))
         if row is None:
             return b""
-        return _held(self._path, row[1], bytes)[offset - _held(self._path, row[0], int) :]
+        if row[0] is None:
+            return _held(self._path, row[1], bytes)[offset:]
+        with self._errors():
+            return self._bodies.read(_held(self._path, row[0], str), offset)
 
     def instructions(self) -> list[str]:
         """The instructions whose replies are here, the oldest first."""
@@ -91,18 +104,22 @@ class Outbox:
     def forget(self, instructions: Iterable[str]) -> None:
         """Drop replies, and remember that they were settled; what is not here is passed over."""
         each, now = [(instruction,) for instruction in instructions], time.time()
-        with self._writing, self._errors(), _transaction(self._writer):
-            self._writer.executemany(
-                "INSERT OR REPLACE INTO settled SELECT instruction, ? FROM reply"
-                " WHERE instruction = ?",
-                [(now, *key) for key in each],
-            )
-            self._writer.executemany("DELETE FROM reply WHERE instruction = ?", each)
-            self._writer.execute(
-                "DELETE FROM settled WHERE instruction IN (SELECT instruction FROM settled"
-                " ORDER BY settled_at DESC LIMIT -1 OFFSET ?)",
-                (SETTLED_KEPT,),
-            )
+        query = "SELECT file FROM reply WHERE instruction = ?"
+        with self._writing, self._errors():
+            files = [file for (instruction,) in each for file in self._files(query, instruction)]
+            with _transaction(self._writer):
+                self._writer.executemany(
+                    "INSERT OR REPLACE INTO settled SELECT instruction, ? FROM reply"
+                    " WHERE instruction = ?",
+                    [(now, *key) for key in each],
+                )
+                self._writer.executemany("DELETE FROM reply WHERE instruction = ?", each)
+                self._writer.execute(
+                    "DELETE FROM settled WHERE instruction IN (SELECT instruction FROM settled"
+                    " ORDER BY settled_at DESC LIMIT -1 OFFSET ?)",
+                    (SETTLED_KEPT,),
+                )
+            self._bodies.remove(files)
 
     def was_settled(self, instruction: str) -> bool:
         """Whether there was a reply to an instruction, and the server has settled it."""
@@ -114,6 +131,10 @@ class Outbox:
         with self._writing, self._reading:
             self._writer.close()
             self._reader.close()
+
+    def _files(self, query: str, *parameters: str) -> list[str]:
+        rows = self._writer.execute(query, parameters).fetchall()
+        return [_held(self._path, file, str) for (file,) in rows if file is not None]
 
     def _row(self, query: str, parameters: tuple[object, ...]) -> tuple[Any, ...] | None:
         with self._reading, self._errors():
@@ -130,35 +151,31 @@ class Outbox:
         try:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
                 db.execute("BEGIN")  # one moment for all that follows
-                replies = db.execute("SELECT instruction, header FROM reply ORDER BY put_at")
-                for instruction, header in replies.fetchall():
-                    query = "SELECT data FROM piece WHERE instruction = ? ORDER BY start"
+                bodies = Bodies(path)
+                replies = db.execute("SELECT * FROM reply ORDER BY put_at")
+                for instruction, header, _, file, small in replies:
                     sha, size = hashlib.sha256(), 0
-                    for (data,) in db.execute(query, (_held(path, instruction, str),)):
-                        _held(path, data, bytes)
-                        sha.update(data)
+                    parts = [small] if file is None else bodies.parts(_held(path, file, str))
+                    for data in parts:
+                        sha.update(_held(path, data, bytes))
                         size += len(data)
-                    yield Held(instruction, _held(path, header, bytes), sha.hexdigest(), size)
-        except DAMAGE as error:
+                    name = _held(path, instruction, str)
+                    yield Held(name, _held(path, header, bytes), sha.hexdigest(), size)
+        except (*DAMAGE, OSError) as error:
             raise OutboxError(f"{path}: {error}") from error
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except DAMAGE as error:
+        except (*DAMAGE, OSError) as error:
             raise OutboxError(f"{self._path}: {error}") from error
 
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reply (
-    instruction TEXT PRIMARY KEY, header BLOB NOT NULL, put_at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS piece (
-    instruction TEXT NOT NULL REFERENCES reply ON DELETE CASCADE,
-    start INTEGER NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (instruction, start)
+    instruction TEXT PRIMARY KEY, header BLOB NOT NULL, put_at REAL NOT NULL,
+    file TEXT, small BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS settled (instruction TEXT PRIMARY KEY, settled_at REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS settled_by_time ON settled (settled_at);

@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors
 from flwr.app import ArrayRecord
+from hanse.durable import replace_file
 from hanse.errors import WorkspaceError
 from hanse.flower import read_tensors, to_record
 from hanse.parsing import parse_json
@@ -124,8 +125,7 @@ def save_model(path: Path, arrays: ArrayRecord, statement: Mapping[str, Any]) ->
     """
     temporary = path.with_name(f".{path.name}")
     save_tensors(read_tensors(arrays), temporary, {STATEMENT: json.dumps(statement)})
-    write_file(path, temporary.read_bytes())
-    temporary.unlink()
+    replace_file(path, temporary)
     write_file(path.with_suffix(".json"), json.dumps(statement, indent=2).encode())
 
 
@@ -162,8 +162,16 @@ def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Write named tensors as safetensors; shared and strided memory is copied first."""
-    owned = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    owned = {
+        name: tensor if _is_alone(tensor) else tensor.contiguous().clone()
+        for name, tensor in tensors.items()
+    }
     save_file(owned, path, metadata)
+
+
+def _is_alone(tensor: Tensor) -> bool:
+    """Whether nothing else lies in its memory."""
+    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def _rounds(folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from hanse_server.checkpoint import last_round
 from hanse_server.grpc_grid import GrpcGrid
 from hanse_server.journal import Journal
 from hanse_server.link import LinkServer
+from hanse_server.memory import give_back_large_blocks
 from hanse_server.metrics import ServerMetrics
 from hanse_server.provisioning.layout import Layout
 from hanse_server.register import Register, no_federation
@@ -49,6 +50,7 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
         HanseError: as the README's table of exit codes tells.
     """
     to_stderr()
+    give_back_large_blocks()
     signal.signal(signal.SIGTERM, _stop)
     layout = Layout(federation)
     if not layout.register.exists():
@@ -70,6 +72,7 @@ def serve(job: Job, federation: Path, folder: Path, listening: Listening) -> Non
             journal=journal,
             metrics=metrics,
             trail=trail,
+            spool=workspace.folder,
             limits=Limits(max_body_bytes=round(job.limits.reply_mb * MEGABYTE)),
             job=job.name,
             wants=capabilities_for(job.encoding),

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from hanse.aggregation import Checks
 from hanse.errors import UpdateError
 from hanse.flower import only_arrays, read_tensor, read_tensors, to_record
+from hanse.slices import square_norm
 from torch import Tensor
 
 MASKED = torch.uint32
@@ -114,9 +115,7 @@ def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:
         )
     if spec.dtype == MASKED:
         return 0.0
-    floats = tensor if tensor.is_floating_point() else tensor.double()
-    norm = float(torch.linalg.vector_norm(floats, dtype=torch.float64))
-    square = norm * norm
+    square = square_norm(tensor)
     if not math.isfinite(square):
         raise UpdateError(f"array {name} holds NaN or infinite numbers")
     return square

@@ -1,17 +1,18 @@
 """Tensors as Flower's arrays, serialised only where somebody asks for the bytes.
 
-Within a process a message holds tensors as they are. Their bytes, which are numpy's, are made
-once, when a link, a journal or a digest asks for them.
+Within a process a message holds tensors as they are, and what has arrived holds its arrays as
+parts of the body that came. Their bytes, which are numpy's, are put in one place only for those
+who ask for ``data``; links and digests take them where they lie.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,16 @@ _NPY = re.compile(
     re.DOTALL,
 )
 
+_LONGEST_HEADER = 1024  # bytes; what _NPY matches is shorter
+
 _NUMPY = "numpy.ndarray"
 _BFLOAT16 = "hanse.bfloat16"  # numpy has no bfloat16: its raw little-endian bytes
+
+Data = bytes | bytearray | memoryview
+"""The bytes of an array."""
+
+Part = Data | Callable[[], Data]
+"""Bytes, or what gives them whenever they are asked for."""
 
 
 class TensorArray(Array):
@@ -68,6 +77,48 @@ class TensorArray(Array):
         return values
 
 
+class BufferArray(Array):
+    """An Array over a buffer as it is: nothing is copied until somebody asks for ``data``.
+
+    Flower's own holds ``bytes`` alone, which cannot lie in the body that has arrived, nor in a
+    file, nor be seen by torch without a copy.
+
+    Args:
+        buffer: the part of a body that holds the array, or what gives that part.
+    """
+
+    _buffer: Part
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, buffer: Part) -> None:
+        super().__init__(dtype, shape, stype, b"")
+        self._buffer = buffer
+
+    @property
+    def buffer(self) -> Data:
+        """The bytes where they lie."""
+        return self._buffer() if callable(self._buffer) else self._buffer
+
+    @property
+    def data(self) -> bytes:
+        """The bytes, as Flower has them."""
+        return bytes(self.buffer)
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self._buffer = data
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        described = self.dtype, self.shape, self.stype
+        return described == (other.dtype, other.shape, other.stype) and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
 @lru_cache
 def _numpy_name(dtype: torch.dtype) -> str:
     """What numpy calls a dtype.
@@ -91,7 +142,20 @@ def size_of(array: Array) -> int:
     """The bytes of an array as it is sent, without making them."""
     if isinstance(array, TensorArray):
         return len(_header(array.dtype, array.shape)) + array.tensor.nbytes
-    return len(array.data)
+    return len(array.buffer if isinstance(array, BufferArray) else array.data)
+
+
+def parts_of(array: Array) -> tuple[memoryview, ...]:
+    """The bytes of an array where they lie, in their order: nothing is copied."""
+    if isinstance(array, TensorArray):
+        header = memoryview(_header(array.dtype, array.shape))
+        return (header, _bytes_of(array.tensor)) if array.tensor.numel() else (header,)
+    return (memoryview(array.buffer if isinstance(array, BufferArray) else array.data),)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
 
 
 def to_array(tensor: torch.Tensor, *, adopt: bool = False) -> Array:
@@ -101,14 +165,11 @@ def to_array(tensor: torch.Tensor, *, adopt: bool = False) -> Array:
         adopt: take the tensor itself, where no copy is needed: nobody will change it.
     """
     tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor if adopt else tensor.clone()
     if tensor.dtype == torch.bfloat16:
-        data = tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else _scalar(tensor)
-        return Array("bfloat16", tuple(tensor.shape), _BFLOAT16, data)
-    return TensorArray(tensor if adopt else tensor.clone())
-
-
-def _scalar(tensor: torch.Tensor) -> bytes:
-    return tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+        data = _bytes_of(tensor) if tensor.numel() else b""
+        return BufferArray("bfloat16", tuple(tensor.shape), _BFLOAT16, data)
+    return TensorArray(tensor)
 
 
 def read_tensor(array: Array) -> torch.Tensor:
@@ -126,19 +187,16 @@ def to_tensor(array: Array) -> torch.Tensor:
     Raises:
         ValueError: if the bytes do not make an array of the declared dtype and shape.
     """
-    return array.tensor.clone() if isinstance(array, TensorArray) else _parsed(array)
+    return read_tensor(array).clone()
 
 
 def _parsed(array: Array) -> torch.Tensor:
+    """The tensor over an array's bytes; over a copy if they are read-only, or lie askew."""
+    data = array.buffer if isinstance(array, BufferArray) else array.data
     if array.stype == _BFLOAT16:
-        _check_size(array, len(array.data), torch.bfloat16.itemsize)
-        flat = (
-            torch.frombuffer(bytearray(array.data), dtype=torch.bfloat16)
-            if array.data
-            else (torch.empty(0, dtype=torch.bfloat16))
-        )
-        return flat.reshape(array.shape)
-    written = _NPY.match(array.data)
+        _check_size(array, len(data), torch.bfloat16.itemsize)
+        return _viewed(data, 0, np.dtype(np.uint16)).view(torch.bfloat16).reshape(array.shape)
+    written = _NPY.match(bytes(memoryview(data)[:_LONGEST_HEADER]))
     if written is None:
         raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds no array of numpy's")
     text = {name: part.decode() for name, part in written.groupdict().items()}
@@ -149,12 +207,22 @@ def _parsed(array: Array) -> torch.Tensor:
             raise ValueError(
                 f"declared {array.dtype}{tuple(array.shape)}, holds {text['dtype']}{shape}"
             )
-        _check_size(array, len(array.data) - written.end(), dtype.itemsize)
-        flat_array = np.frombuffer(array.data, dtype, offset=written.end())
-        order: Literal["F", "C"] = "F" if text["fortran"] == "True" else "C"
-        return torch.from_numpy(flat_array.reshape(shape, order=order).copy())
+        _check_size(array, len(data) - written.end(), dtype.itemsize)
+        flat = _viewed(data, written.end(), dtype)
     except TypeError as foreign:
         raise ValueError(f"torch has no tensors of {text['dtype']}") from foreign
+    if text["fortran"] == "True":
+        return flat.reshape(shape[::-1]).permute(tuple(range(len(shape))[::-1])).contiguous()
+    return flat.reshape(shape)
+
+
+def _viewed(data: Data, start: int, dtype: np.dtype[Any]) -> torch.Tensor:
+    if len(data) == start:
+        return torch.from_numpy(np.empty(0, dtype))
+    flat = np.frombuffer(data, dtype, offset=start)
+    if not (flat.flags.writeable and flat.flags.aligned):
+        flat = flat.copy()
+    return torch.from_numpy(flat)
 
 
 def _check_size(array: Array, size: int, itemsize: int) -> None:

@@ -22,6 +22,14 @@ def write_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def replace_file(path: Path, written: Path) -> None:
+    """Replace ``path`` by the file ``written``, in the same way."""
+    with written.open("rb") as file:
+        os.fsync(file.fileno())
+    written.replace(path)
+    sync_folder(path.parent)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)

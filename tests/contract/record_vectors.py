@@ -30,6 +30,7 @@ from hanse.identity import node_id_of
 from hanse.job import Job
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler
+from hanse.wire.frames import Chunk, serialize
 from hanse.wire.limits import Limits
 from hanse.wire.protocol import MAJOR, MINOR
 from hanse_client.app import make_client_app
@@ -57,14 +58,14 @@ class Tap:
         self._call = call
         self._heard = heard
 
-    async def write(self, frame: pb.SiteFrame) -> None:
-        self._heard.append(("SiteFrame", frame.SerializeToString()))
+    async def write(self, frame: pb.SiteFrame | Chunk) -> None:
+        self._heard.append(("SiteFrame", serialize(frame)))
         await self._call.write(frame)
 
     async def read(self) -> Any:
         frame = await self._call.read()
-        if isinstance(frame, pb.ServerFrame):
-            self._heard.append(("ServerFrame", frame.SerializeToString()))
+        if isinstance(frame, pb.ServerFrame | Chunk):
+            self._heard.append(("ServerFrame", serialize(frame)))
         return frame
 
     async def done_writing(self) -> None:
@@ -87,6 +88,8 @@ def tapped() -> Iterator[dict[str, list[Frames]]]:
     with (
         patch.object(Coordinator, "stream", listened),
         patch("hanse.wire.message.CHUNK_BYTES", CHUNK_BYTES),
+        patch("hanse_client.bodies.CHUNK_BYTES", CHUNK_BYTES),
+        patch("hanse_client.outbox.SMALL_BYTES", CHUNK_BYTES),
     ):
         yield heard
 

@@ -264,7 +264,7 @@ def test_a_view_and_a_parameter_are_taken_by_their_values() -> None:
 def test_an_array_that_is_not_what_it_declares_is_refused(
     dtype: str, shape: tuple[int, ...]
 ) -> None:
-    data = to_array(torch.zeros(3)).data
+    data = bytes(to_array(torch.zeros(3)).data)
 
     with pytest.raises(ValueError, match="declared"):
         to_tensor(Array(dtype, shape, SType.NUMPY, data))

@@ -144,7 +144,8 @@ def _header_of(recorded: Vector, message_id: str, then: Dialect) -> Meaning:
 
 def _digest(envelope: bytes, content: bytes, body: bytes) -> bytes:
     """As hanse.proto says in words."""
-    inner = hashlib.sha256(len(content).to_bytes(8, "big") + content + body).digest()
+    said = len(content).to_bytes(8, "big") + content + hashlib.sha256(body).digest()
+    inner = hashlib.sha256(said).digest()
     return hashlib.sha256(envelope + inner).digest()
 
 

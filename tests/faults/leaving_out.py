@@ -80,7 +80,7 @@ def serve() -> None:
             reply = app(_instruction(name, number), Context(1, 2, {}, RecordDict(), {}))
             arrays = reply.content.array_records[ARRAYS]
             body = b"".join(array.data for array in arrays.values())
-            outbox.put(name, b"", [(0, body)])
+            outbox.put(name, b"", [body])
 
 
 def _read(task: Any) -> Records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -32,8 +33,9 @@ from hanse.flower import (
 from hanse.identity import node_id_of
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.content import descriptors
+from hanse.wire.frames import deserializer
 from hanse.wire.limits import Limits
-from hanse.wire.message import chunks, content_hash, encode, make_header, message_digest
+from hanse.wire.message import chunks, content_digest, encode, make_header, message_digest
 from hanse_server.updates import specs_of
 
 from tests.fuzz.mutation import change_bytes, change_message, pack, unpack
@@ -121,23 +123,26 @@ def parsed(data: bytes, kind: Any) -> tuple[int, list[Any]]:
     """Flags and frames of an input; what gRPC could not parse ends the stream there."""
     flags, *packed = unpack(data, MOST_FRAMES) or [b""]
     frames: list[Any] = []
-    with suppress(DecodeError):
-        frames.extend(kind.FromString(each) for each in packed)
     number = flags[0] if flags else 0
-    if number & REPAIR:
-        _repair(frames)
-    return number, frames
+    read = deserializer(kind)
+    with suppress(DecodeError):
+        if not number & REPAIR:
+            frames.extend(map(read, packed))
+            return number, frames
+        frames.extend(kind.FromString(each) for each in packed)
+    _repair(frames)
+    return number, [read(frame.SerializeToString()) for frame in frames]
 
 
 def _repair(frames: Sequence[Any]) -> None:
     """Make headers fit what follows them, so that a change goes deeper than the digest."""
-    body = b"".join(frame.chunk.data for frame in frames if frame.HasField("chunk"))
+    body = b"".join(frame.chunk.data for frame in frames if frame.WhichOneof("kind") == "chunk")
     offset = 0
     for frame in frames:
-        if frame.HasField("chunk"):
+        if frame.WhichOneof("kind") == "chunk":
             frame.chunk.offset = offset
             offset += len(frame.chunk.data)
-        elif frame.HasField("header"):
+        elif frame.WhichOneof("kind") == "header":
             header = frame.header
             header.body_size = len(body)
             try:
@@ -149,9 +154,8 @@ def _repair(frames: Sequence[Any]) -> None:
                 rest = len(body) - sum(array.size for array in listed[:-1])
                 listed[-1].size = max(0, rest)
                 header.content = content.SerializeToString()
-            sha = content_hash(header.content)
-            sha.update(body)
-            header.digest = message_digest(header.envelope, sha.digest())
+            whole = content_digest(header.content, hashlib.sha256(body).digest())
+            header.digest = message_digest(header.envelope, whole)
 
 
 def change_stream(kind: Any) -> Any:
@@ -179,7 +183,7 @@ def _change_frame(frame: Any, data: bytes, randomness: Random) -> bytes:
         frame.ParseFromString(data)
     except DecodeError:
         return change_bytes(data, randomness)
-    if frame.HasField("header") and randomness.random() < 0.8:
+    if frame.WhichOneof("kind") == "header" and randomness.random() < 0.8:
         header = frame.header
         if randomness.random() < 0.4:
             header.envelope = changed(pb.Envelope(), header.envelope, randomness)

@@ -150,14 +150,16 @@ def from_site(folder: Path) -> Target:
         answers: list[Reply] = []
         exchange.push([instruction], answers.append, Slots(1))
         session = Session(SITE, certificate, lambda site, size: None)
-        hello = frames[0].hello if frames and frames[0].HasField("hello") else pb.Hello()
+        hello = (
+            frames[0].hello if frames and frames[0].WhichOneof("kind") == "hello" else pb.Hello()
+        )
         exchange.joined(session, hello)
         refusals: list[HanseError] = []
         for frame in frames:
             try:
-                if frame.HasField("header"):
+                if frame.WhichOneof("kind") == "header":
                     exchange.on_header(session, frame.header)
-                elif frame.HasField("chunk"):
+                elif frame.WhichOneof("kind") == "chunk":
                     exchange.on_chunk(session, frame.chunk)
             except HanseError as refusal:  # ends the stream
                 refusals.append(refusal)

@@ -97,7 +97,7 @@ def to_site(folder: Path) -> Target:
     """Frames that the server sends: a site's stream, and its gates as far as the ledger."""
     outbox = Outbox(folder / "outbox.sqlite")
     header = make_header(encode(FlowerError(2)), ANSWER)
-    outbox.put("held", header.SerializeToString(), [(0, b"abc"), (3, b"def")])
+    outbox.put("held", header.SerializeToString(), [b"abc", b"def"])
     metrics = ClientMetrics(CollectorRegistry())
     harbour = Harbour(folder, site(folder))
     loop = asyncio.new_event_loop()
@@ -122,7 +122,9 @@ def to_site(folder: Path) -> Target:
 
     def run(data: bytes) -> None:
         _, frames = parsed(data, pb.ServerFrame)
-        frames = [each for each in frames if not each.HasField("settle")]  # the outbox is shared
+        frames = [
+            each for each in frames if each.WhichOneof("kind") != "settle"
+        ]  # the outbox is shared
         for refusal in loop.run_until_complete(feed(frames)):
             raise refusal
 

@@ -106,14 +106,14 @@ def outboxes(folder: Path) -> Target:
     """A site's outbox: a database, or rows of one."""
     path = _file(folder, "outbox.sqlite")
     with closing(Outbox(path)) as made:
-        made.put("a", b"header", [(0, b"abc"), (3, b"def")])
+        made.put("a", b"header", [b"abc", b"def"])
         made.put("b", b"other", [])
     whole, schema = _compact(path), _schema(path)
 
     def run(data: bytes) -> None:
         path = _file(folder, "outbox.sqlite")
         if data[:1] == b"\0":
-            _with_rows("piece", 3, schema, path, data[1:])
+            _with_rows("reply", 5, schema, path, data[1:])
         else:
             path.write_bytes(data[1:])
         with closing(Outbox(path)) as outbox:
@@ -124,10 +124,13 @@ def outboxes(folder: Path) -> Target:
                 assert isinstance(outbox.piece(name, 1), bytes)
             assert all(isinstance(name, str) for name in names)
             list(Outbox.look_into(path))
-            outbox.put("c", b"h", [(0, b"x")])
+            outbox.put("c", b"h", [b"x"])
             outbox.forget(["a", "c"])
 
-    seeds = [b"\1" + whole, b"\0" + json.dumps([["a", 0, "abc"], ["a", 3, "def"]]).encode()]
+    seeds = [
+        b"\1" + whole,
+        b"\0" + json.dumps([["a", "h", 1.0, None, "abc"], ["b", "h", 2, "file", ""]]).encode(),
+    ]
     return Target(run=run, seeds=seeds, mutate=_change)
 
 

@@ -18,6 +18,7 @@ from hanse.errors import HanseError, ProtocolError
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire import message as wire_message
 from hanse.wire.content import describe
+from hanse.wire.frames import serialize
 from hanse.wire.protocol import MAJOR, MINOR
 from hanse_client.link import Coordinator
 from hanse_server.checkpoint import load_model
@@ -143,8 +144,8 @@ class Accent:
         if self.version == "today":
             return [frame]
         if self.version == "behind":
-            return [self.frame.FromString(behind(name, frame.SerializeToString()))]
-        said = [self.frame.FromString(ahead(name, frame.SerializeToString()))]
+            return [self.frame.FromString(behind(name, serialize(frame)))]
+        said = [self.frame.FromString(ahead(name, serialize(frame)))]
         if kind != "goodbye":
             novelty = TOMORROW.messages[name](unheard_of={"of": "tomorrow"})
             said.append(self.frame.FromString(novelty.SerializeToString()))

@@ -14,6 +14,7 @@ from flwr.app import (
 )
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from hanse.aggregation import PLAIN
+from hanse.arrays import parts_of
 from hanse.encodings import encoding_of
 from hanse.errors import PolicyError
 from hanse.flower import (
@@ -119,7 +120,8 @@ def _tell_release(runtime: SiteRuntime, message: Message, released: Released) ->
     arrays = arrays_of(content)
     digest = hashlib.sha256()
     for array in arrays.values():
-        digest.update(array.data)
+        for part in parts_of(array):
+            digest.update(part)
     runtime.audit.write(
         "released",
         id=message.metadata.message_id,

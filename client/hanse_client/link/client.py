@@ -88,7 +88,7 @@ class LinkClient:
             HanseError: of the kind for which the coordinator will not have this site, or for
                 which this site cannot go on.
         """
-        asyncio.run(self._main())
+        asyncio.run(self.serve())
 
     def stop(self) -> None:
         """End :meth:`run` soon; may be called from any thread, and from a signal handler."""
@@ -96,7 +96,8 @@ class LinkClient:
         with suppress(AttributeError, RuntimeError):  # it has not begun, or has just ended
             self._loop.call_soon_threadsafe(self._stopping.set)
 
-    async def _main(self) -> None:
+    async def serve(self) -> None:
+        """The same within a loop that is there already, beside others."""
         self._loop = asyncio.get_running_loop()
         if self._stopped:
             return

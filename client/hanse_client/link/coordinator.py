@@ -14,6 +14,7 @@ from hanse.errors import CertificateError, HanseError, ProtocolError, Unreachabl
 from hanse.plain import plain
 from hanse.tls import IdentitySource, check_server_certificate
 from hanse.wire import hanse_pb2 as pb
+from hanse.wire.frames import deserializer, serialize
 from hanse.wire.limits import Limits
 from hanse.wire.protocol import (
     LONGEST_ID,
@@ -83,8 +84,8 @@ class Coordinator:
         async with grpc.aio.secure_channel(self.address, credentials, options) as channel:
             connect = channel.stream_stream(
                 f"/{SERVICE}/{METHOD}",
-                request_serializer=pb.SiteFrame.SerializeToString,
-                response_deserializer=pb.ServerFrame.FromString,
+                request_serializer=serialize,
+                response_deserializer=deserializer(pb.ServerFrame),
             )
             yield connect()
 

@@ -10,6 +10,7 @@ from hanse.errors import PolicyError, WireError
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.duplex import Duplex
+from hanse.wire.frames import Chunk
 from hanse.wire.protocol import STOPPING, error_of
 
 from hanse_client.link.coordinator import RefusedError
@@ -26,7 +27,7 @@ class Stream:
         self._desk = desk
         self._sending: set[str] = set()
         self._asked: Counter[str] = Counter()
-        self.duplex = Duplex(pb.SiteFrame(heartbeat=pb.Heartbeat()))
+        self.duplex: Duplex[pb.SiteFrame | Chunk] = Duplex(pb.SiteFrame(heartbeat=pb.Heartbeat()))
 
     def announce(self, header: pb.Header) -> None:
         """Tell the server that there is a reply; it asks for the body when it has room."""
@@ -91,7 +92,7 @@ class Stream:
         desk.keep_partial(instruction, assembler)
         self._look_at(instruction, assembler)
 
-    def _go_on(self, chunk: pb.Chunk) -> None:
+    def _go_on(self, chunk: pb.Chunk | Chunk) -> None:
         assembler = self._desk.partial.get(chunk.message_id)
         if assembler is None:
             return
@@ -123,12 +124,13 @@ class Stream:
             self._sending.add(instruction)
             self.duplex.outgoing.transfer(self._body(instruction, received))
 
-    async def _body(self, instruction: str, start: int) -> AsyncGenerator[pb.SiteFrame, None]:
+    async def _body(
+        self, instruction: str, start: int
+    ) -> AsyncGenerator[pb.SiteFrame | Chunk, None]:
         outbox, offset = self._desk.outbox, start
         while data := await asyncio.to_thread(outbox.piece, instruction, offset):
             self._desk.metrics.sent_bytes.inc(len(data))
-            chunk = pb.Chunk(message_id=instruction, offset=offset, data=data)
-            yield pb.SiteFrame(chunk=chunk)
+            yield Chunk(instruction, offset, (data,))
             offset += len(data)
         self._sending.discard(instruction)
 

@@ -12,7 +12,7 @@ from flwr.app import Message
 from hanse.errors import HanseError, OutboxError
 from hanse.flower import Envelope, answer, error_reply
 from hanse.wire import hanse_pb2 as pb
-from hanse.wire.message import Encoded, chunks, encode, make_header
+from hanse.wire.message import Encoded, encode, make_header
 
 from hanse_client.outbox import Outbox
 
@@ -91,7 +91,7 @@ class Worker:
         asked = instruction.metadata.message_id
         kept = True
         try:
-            self._outbox.put(asked, header.SerializeToString(), chunks(encoded))
+            self._outbox.put(asked, header.SerializeToString(), encoded.body)
         except OutboxError as error:
             log.exception("a reply could not be kept, so it is not sent")
             header, _ = _pack(instruction, error_reply(error, instruction))

@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -16,6 +17,7 @@ from hanse.errors import HanseError, LostError, NotRegisteredError, WireError
 from hanse.flower import Envelope, error_reply, open_envelope
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
+from hanse.wire.frames import Chunk
 from hanse.wire.limits import Limits
 
 from hanse_server.audit import ServerTrail
@@ -38,12 +40,18 @@ MOST_PARTIAL = 8
 
 @dataclass
 class Exchange:
-    """The instructions that are pending, and the sessions of the sites that are there."""
+    """The instructions that are pending, and the sessions of the sites that are there.
+
+    Attributes:
+        spool: a folder for replies that are not small, while they come and until they are folded,
+            so that the memory does not grow with their number; None to keep them in memory.
+    """
 
     journal: Journal
     metrics: ServerMetrics
     limits: Limits
     trail: ServerTrail
+    spool: Path | None = None
     complaints: Complaints = field(default_factory=lambda: Complaints(log))
     sessions: dict[str, Session] = field(default_factory=dict)
     _pending: dict[str, Pending] = field(default_factory=dict)
@@ -181,7 +189,7 @@ class Exchange:
         except WireError as error:
             self._fail(pending, error)
 
-    def on_chunk(self, session: Session, chunk: pb.Chunk) -> None:
+    def on_chunk(self, session: Session, chunk: pb.Chunk | Chunk) -> None:
         """The next piece of a reply; what nobody waits for is dropped.
 
         Raises:
@@ -229,7 +237,7 @@ class Exchange:
         assembler = pending.assembler
         limits = pending.instruction.limits
         if assembler is None or not assembler.take_up(header, limits):
-            assembler = pending.assembler = Assembler(header, limits)
+            assembler = pending.assembler = Assembler(header, limits, self.spool)
         if assembler.complete:
             self._arrived(session, pending, assembler)
         elif pending.slots.free:

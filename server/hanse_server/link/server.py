@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from hanse.expiry import Expiry
 from hanse.identity import node_id_of
 from hanse.tls import Identity, IdentitySource
 from hanse.wire import hanse_pb2 as pb
+from hanse.wire.frames import deserializer, serialize
 from hanse.wire.limits import Limits
 from hanse.wire.protocol import HEARTBEAT_SECONDS, METHOD, SERVICE, grpc_options
 
@@ -54,6 +56,7 @@ class LinkServer:
         journal: what is owed.
         limits: what is taken from a site at most.
         trail: where it is written down what is sent and accepted.
+        spool: a folder for large replies; see :class:`Exchange`.
         job: the name of the job, for the sites' logs.
         wants: capabilities that the job is the better for; of a site that lacks one it is told.
         heartbeat_seconds: between two signs of life, both ways.
@@ -70,6 +73,7 @@ class LinkServer:
         metrics: ServerMetrics,
         limits: Limits | None = None,
         trail: ServerTrail | None = None,
+        spool: Path | None = None,
         job: str = "",
         wants: Collection[str] = (),
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
@@ -82,7 +86,7 @@ class LinkServer:
         self._expiry = Expiry(metrics.certificate_expiry)
         self._limits = limits or Limits()
         self._trail = trail or ServerTrail(None)
-        self._exchange = Exchange(journal, metrics, self._limits, self._trail)
+        self._exchange = Exchange(journal, metrics, self._limits, self._trail, spool)
         self._reception = Reception(
             register=register,
             exchange=self._exchange,
@@ -266,8 +270,8 @@ class LinkServer:
     ) -> None:
         link = grpc.stream_stream_rpc_method_handler(
             self._reception.connect,
-            request_deserializer=pb.SiteFrame.FromString,
-            response_serializer=pb.ServerFrame.SerializeToString,
+            request_deserializer=deserializer(pb.SiteFrame),
+            response_serializer=serialize,
         )
         handler = grpc.method_handlers_generic_handler(SERVICE, {METHOD: link})
         server.add_generic_rpc_handlers((handler,))

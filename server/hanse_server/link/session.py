@@ -12,7 +12,8 @@ from hanse.identity import node_id_of
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.allowance import Allowance
 from hanse.wire.duplex import Duplex
-from hanse.wire.message import Encoded, chunks, make_header
+from hanse.wire.frames import Chunk
+from hanse.wire.message import Encoded, chunks_in_parts, make_header
 from hanse.wire.protocol import STOPPING, goodbye
 
 STRAYS_AT_ONCE, STRAYS_PER_SECOND = 200, 20.0
@@ -63,7 +64,9 @@ class Session:
         self.certificate = certificate
         self.held: set[str] = set()
         self.busy: set[str] = set()
-        self.duplex = Duplex(pb.ServerFrame(heartbeat=pb.Heartbeat()))
+        self.duplex: Duplex[pb.ServerFrame | Chunk] = Duplex(
+            pb.ServerFrame(heartbeat=pb.Heartbeat())
+        )
         self._count_sent = count_sent
         self._strays = Allowance(most=STRAYS_AT_ONCE, per_second=STRAYS_PER_SECOND)
         self._due: dict[str, int] = {}  # bytes of bodies that were asked for, by instruction
@@ -143,14 +146,14 @@ class Session:
 
     async def _instruction(
         self, encoded: Encoded, envelope: Envelope, start: int, wanted: Callable[[], bool]
-    ) -> AsyncGenerator[pb.ServerFrame, None]:
+    ) -> AsyncGenerator[pb.ServerFrame | Chunk, None]:
         if not wanted():
             self.busy.discard(envelope.message_id)
             return
         header = make_header(encoded, envelope)
         self._count_sent(self.site, header.ByteSize())
         yield pb.ServerFrame(header=header)
-        for offset, data in chunks(encoded, start):
-            self._count_sent(self.site, len(data))
-            chunk = pb.Chunk(message_id=envelope.message_id, offset=offset, data=data)
-            yield pb.ServerFrame(chunk=chunk)
+        for offset, parts in chunks_in_parts(encoded, start):
+            chunk = Chunk(envelope.message_id, offset, parts)
+            self._count_sent(self.site, chunk.size)
+            yield chunk

@@ -7,10 +7,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from hanse.flower import ARRAYS, CONFIG, ROUND, only_arrays, read_tensors, to_record
+from hanse.flower import (
+    ARRAYS,
+    CONFIG,
+    ROUND,
+    only_arrays,
+    read_tensor,
+    read_tensors,
+    to_array,
+    to_record,
+)
+from hanse.slices import slices
 from torch import Tensor
 
 from hanse_server.grid import HanseGrid
@@ -30,23 +48,30 @@ class WeightedSum:
     total: Tensors = field(default_factory=dict)
     weight: float = 0.0
 
-    def fold(self, update: Mapping[str, Tensor], weight: float, discount: float = 1.0) -> None:
+    def fold(self, update: ArrayRecord, weight: float, discount: float = 1.0) -> None:
         """Add ``weight`` times ``update``, times ``discount`` for its age.
+
+        One array after the other is looked at, so that no more of a spooled update is in memory.
 
         A discount makes the mean smaller, as in FedBuff (Nguyen et al. 2022): were it divided out
         again, one late update alone would count in full.
         """
         factor = weight * discount
-        for name, tensor in update.items():
-            if name in self.total:
-                self.total[name].add_(tensor, alpha=factor)
-            else:
-                self.total[name] = tensor.to(torch.float64) * factor
+        for name, array in update.items():
+            tensor = read_tensor(array)
+            if name not in self.total:
+                self.total[name] = torch.zeros(tensor.shape, dtype=torch.float64)
+            for total, part in slices(self.total[name], tensor.contiguous()):
+                total.add_(part, alpha=factor)
         self.weight += weight
 
-    def mean(self) -> Tensors:
-        """The weighted mean, in float64."""
-        return {name: tensor / self.weight for name, tensor in self.total.items()}
+    def take_mean(self, name: str) -> Tensor | None:
+        """The weighted mean of one tensor, in float64, which the sum has no more.
+
+        None if no update had it.
+        """
+        total = self.total.pop(name, None)
+        return None if total is None else total.div_(self.weight)
 
 
 class StreamingFedAvg(Strategy):
@@ -91,7 +116,7 @@ class StreamingFedAvg(Strategy):
         self._lr = lr
         self._momentum = momentum
         self._average_from = average_from
-        self._model: Tensors = {}
+        self._arrays = ArrayRecord()
         self._velocity: Tensors = {}
         self._average: Tensors = {}
         self._averaged = 0
@@ -103,7 +128,7 @@ class StreamingFedAvg(Strategy):
 
         Sites that are at work for an earlier round count among those that the round takes.
         """
-        self._model = read_tensors(arrays)
+        self._arrays = arrays
         there, idle = list(grid.get_node_ids()), _idle(grid)
         size = max(self._quorum, self._goal, round(self._fraction * len(there)))
         size = min(len(idle), size - (len(there) - len(idle)))
@@ -125,34 +150,42 @@ class StreamingFedAvg(Strategy):
                 continue
             weight = metrics.fold(reply.content)
             discount = self._discount(server_round, reply)
-            updates.fold(read_tensors(only_arrays(reply.content)), weight, discount)
+            updates.fold(only_arrays(reply.content), weight, discount)
             results += 1
         if results < self._least_replies:
             return None, metrics.mean()
-        self._step(updates.mean())
+        self._arrays = self._step(updates)
         self._fold_iterate(server_round)
-        return to_record(self._model), metrics.mean()
+        return self._arrays, metrics.mean()
 
     def _discount(self, server_round: int, reply: Message) -> float:
         group = reply.metadata.group_id
         staleness = max(0, server_round - int(group)) if group.isdecimal() else 0
         return float((1.0 + staleness) ** -self._staleness_exponent)
 
-    def _step(self, update: Tensors) -> None:
-        for name, mean in update.items():
-            if self._momentum and name in self._velocity:
-                mean = mean + self._momentum * self._velocity[name]
-            if self._momentum:
-                self._velocity[name] = mean
-            before = self._model[name]
-            stepped = before.to(torch.float64) + self._lr * mean
-            self._model[name] = _cast(stepped, before.dtype)
+    def _step(self, updates: WeightedSum) -> ArrayRecord:
+        """The model after the server's step; what is used up on the way is freed on the way."""
+        stepped = ArrayRecord()
+        for name, array in self._arrays.items():
+            mean = updates.take_mean(name)
+            stepped[name] = array if mean is None else self._stepped(name, read_tensor(array), mean)
+        return stepped
+
+    def _stepped(self, name: str, before: Tensor, mean: Tensor) -> Array:
+        if self._momentum and name in self._velocity:
+            mean.add_(self._velocity[name], alpha=self._momentum)
+        if self._momentum:
+            self._velocity[name] = mean
+        after = torch.empty(before.shape, dtype=before.dtype)
+        for into, old, step in slices(after, before.contiguous(), mean):
+            into.copy_(_cast(old.to(torch.float64).add_(step, alpha=self._lr), before.dtype))
+        return to_array(after, adopt=True)
 
     def _fold_iterate(self, server_round: int) -> None:
         if not 0 < self._average_from <= server_round:
             return
         self._averaged += 1
-        for name, tensor in self._model.items():
+        for name, tensor in read_tensors(self._arrays).items():
             iterate = tensor.to(torch.float64)
             before = self._average.get(name, iterate)
             self._average[name] = before + (iterate - before) / self._averaged

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from flwr.app import Error as FlowerError
 from flwr.app import Message
 from google.protobuf.message import DecodeError
 
+from hanse.arrays import Data, Part
 from hanse.errors import WireError
 from hanse.flower import Envelope, open_envelope
 from hanse.wire import hanse_pb2 as pb
+from hanse.wire.body import Body
 from hanse.wire.content import descriptors, restore
 from hanse.wire.limits import Limits
-from hanse.wire.message import content_hash, message_digest, unpack
+from hanse.wire.message import content_digest, message_digest, unpack
 
 
 class Assembler:
@@ -25,23 +28,19 @@ class Assembler:
     Args:
         header: of the message.
         limits: what it is held against.
+        spool: a folder for bodies that are not small; None to keep every body in memory.
 
     Raises:
         WireError: if the header is malformed, contradicts itself or passes a limit.
     """
 
-    def __init__(self, header: pb.Header, limits: Limits) -> None:
+    def __init__(self, header: pb.Header, limits: Limits, spool: Path | None = None) -> None:
         self._header = header
         self.envelope = check_envelope(header, limits)
         self._content = _check_content(header, limits)
-        self._sizes = [array.size for array in descriptors(self._content)]
-        self._hash = content_hash(header.content)
-        # One growing piece, not a list: a body that comes byte by byte takes no more memory.
-        self._piece = bytearray()
-        self._bodies: list[bytes] = []
-        self._missing = 0  # of the array that is under way
+        self._hash = hashlib.sha256()
+        self._body = Body(header.body_size, spool)
         self.received = 0
-        self._next_array()
 
     @property
     def size(self) -> int:
@@ -55,12 +54,7 @@ class Assembler:
 
     def arrays_digest(self) -> str | None:
         """SHA-256 of the bytes of all arrays in their order; None of a message without any."""
-        if not self._sizes:
-            return None
-        sha = hashlib.sha256()
-        for body in self._bodies:
-            sha.update(body)
-        return sha.hexdigest()
+        return self._hash.hexdigest() if any(descriptors(self._content)) else None
 
     @property
     def complete(self) -> bool:
@@ -78,35 +72,24 @@ class Assembler:
         self._header = header
         return True
 
-    def add(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: Data) -> None:
         """Take the next chunk.
 
         Raises:
             WireError: if it is not the next one, or passes the declared size.
+            WorkspaceError: if the spool has no room for it.
         """
         if offset != self.received or offset + len(data) > self.size:
             raise WireError(
                 f"message {self.envelope.message_id}: chunk {offset}+{len(data)} does not go on "
                 f"from byte {self.received} of {self.size}"
             )
+        self._body.add(offset, data)
         self._hash.update(data)
         self.received += len(data)
-        rest = memoryview(data)
-        while rest:
-            piece, rest = rest[: self._missing], rest[self._missing :]
-            self._missing -= len(piece)
-            if not self._piece and self._missing == 0:  # whole in this chunk
-                self._bodies.append(bytes(piece))
-                self._next_array()
-                continue
-            self._piece += piece
-            if self._missing == 0:
-                self._bodies.append(bytes(self._piece))
-                self._piece = bytearray()
-                self._next_array()
 
     def message(self) -> Message:
-        """The message, once it is complete.
+        """The message, once it is complete; its arrays lie in the body, and nothing is copied.
 
         Raises:
             WireError: if it is not, its digest differs, or Flower does not accept a value.
@@ -114,16 +97,16 @@ class Assembler:
         name = self.envelope.message_id
         if not self.complete:
             raise WireError(f"message {name} ends at byte {self.received} of {self.size}")
-        if message_digest(self._header.envelope, self._hash.digest()) != self._header.digest:
+        content = content_digest(self._header.content, self._hash.digest())
+        if message_digest(self._header.envelope, content) != self._header.digest:
             raise WireError(f"message {name} is not what its digest says: it changed on the way")
-        return open_envelope(self.envelope, restore(self._content, iter(self._bodies)))
+        return open_envelope(self.envelope, restore(self._content, self._arrays()))
 
-    def _next_array(self) -> None:
-        """Set about the next array that has bytes; empty ones are done at once."""
-        while self._missing == 0 and len(self._bodies) < len(self._sizes):
-            self._missing = self._sizes[len(self._bodies)]
-            if self._missing == 0:
-                self._bodies.append(b"")
+    def _arrays(self) -> Iterator[Part]:
+        start = 0
+        for array in descriptors(self._content):
+            yield self._body.part(start, array.size)
+            start += array.size
 
 
 def check_envelope(header: pb.Header, limits: Limits) -> Envelope:

@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.app import Error as FlowerError
 
+from hanse.arrays import BufferArray, Part, size_of
 from hanse.errors import WireError
 from hanse.wire import hanse_pb2 as pb
 
@@ -52,7 +53,7 @@ def arrays_of(content: RecordDict | FlowerError) -> Iterator[Array]:
             yield from record.values()
 
 
-def restore(content: pb.Content, bodies: Iterator[bytes]) -> RecordDict | FlowerError:
+def restore(content: pb.Content, bodies: Iterator[Part]) -> RecordDict | FlowerError:
     """The content that was described; ``bodies`` are the bytes of its arrays, in order.
 
     Raises:
@@ -93,7 +94,11 @@ def _describe_record(name: str, record: ArrayRecord | MetricRecord | ConfigRecor
 
 def _describe_array(name: str, array: Array) -> pb.Array:
     return pb.Array(
-        name=name, dtype=array.dtype, shape=array.shape, stype=array.stype, size=len(array.data)
+        name=name,
+        dtype=array.dtype,
+        shape=array.shape,
+        stype=array.stype,
+        size=size_of(array),
     )
 
 
@@ -113,13 +118,15 @@ def _plain_type(value: Any) -> type:
 
 
 def _restore_record(
-    record: pb.Record, bodies: Iterator[bytes]
+    record: pb.Record, bodies: Iterator[Part]
 ) -> ArrayRecord | MetricRecord | ConfigRecord:
     kind = record.WhichOneof("kind")
     if kind == "arrays":
         arrays = ArrayRecord()
         for array in record.arrays.arrays:
-            arrays[array.name] = Array(array.dtype, tuple(array.shape), array.stype, next(bodies))
+            arrays[array.name] = BufferArray(
+                array.dtype, tuple(array.shape), array.stype, next(bodies)
+            )
         return arrays
     if kind == "metrics":
         return MetricRecord(_restore_values(record.metrics))

@@ -298,7 +298,7 @@ class Header(_message.Message):
     """a Content; the same bytes for every site that gets the same content"""
     body_size: _builtins.int
     digest: _builtins.bytes
-    """sha256(envelope, sha256(size of content as 8 bytes, content, body))"""
+    """sha256(envelope, sha256(size of content as 8 bytes, content, sha256(body)))"""
     def __init__(
         self,
         *,

@@ -10,6 +10,7 @@ from flwr.app import Error as FlowerError
 from flwr.app import RecordDict
 from google.protobuf.message import DecodeError
 
+from hanse.arrays import parts_of
 from hanse.errors import WireError
 from hanse.flower import Envelope
 from hanse.wire import hanse_pb2 as pb
@@ -45,11 +46,11 @@ def encode(content: RecordDict | FlowerError) -> Encoded:
         WireError: if it holds what the wire cannot carry.
     """
     description = describe(content).SerializeToString(deterministic=True)
-    body = tuple(memoryview(array.data) for array in arrays_of(content))
-    sha = content_hash(description)
+    body = tuple(part for array in arrays_of(content) for part in parts_of(array))
+    sha = hashlib.sha256()
     for data in body:
         sha.update(data)
-    return Encoded(description, body, sha.digest())
+    return Encoded(description, body, content_digest(description, sha.digest()))
 
 
 def make_header(encoded: Encoded, envelope: Envelope) -> pb.Header:
@@ -65,16 +66,23 @@ def make_header(encoded: Encoded, envelope: Envelope) -> pb.Header:
 
 def chunks(encoded: Encoded, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """The body from byte ``start`` on, as (offset, at most 1 MiB) pairs."""
+    return ((offset, b"".join(parts)) for offset, parts in chunks_in_parts(encoded, start))
+
+
+def chunks_in_parts(
+    encoded: Encoded, start: int = 0
+) -> Iterator[tuple[int, tuple[memoryview, ...]]]:
+    """The same without a copy, each chunk in the parts in which it lies in the arrays."""
     offset, size = start, 0
-    pieces: list[memoryview] = []
+    parts: list[memoryview] = []
     for piece in _pieces(encoded.body, start):
-        pieces.append(piece)
+        parts.append(piece)
         size += len(piece)
         if size == CHUNK_BYTES:
-            yield offset, b"".join(pieces)
-            offset, pieces, size = offset + size, [], 0
-    if pieces:
-        yield offset, b"".join(pieces)
+            yield offset, tuple(parts)
+            offset, parts, size = offset + size, [], 0
+    if parts:
+        yield offset, tuple(parts)
 
 
 def _pieces(body: tuple[memoryview, ...], start: int) -> Iterator[memoryview]:
@@ -90,14 +98,14 @@ def _pieces(body: tuple[memoryview, ...], start: int) -> Iterator[memoryview]:
             room = room - len(piece) or CHUNK_BYTES
 
 
-def content_hash(content: bytes) -> hashlib._Hash:
-    """The running hash of a content, to which its body is to be added."""
-    return hashlib.sha256(len(content).to_bytes(8, "big") + content)
+def content_digest(content: bytes, body_digest: bytes) -> bytes:
+    """The digest of a content, by that of its body: it is computed once, for the trails too."""
+    return hashlib.sha256(len(content).to_bytes(8, "big") + content + body_digest).digest()
 
 
-def message_digest(envelope: bytes, content_digest: bytes) -> bytes:
-    """The digest of a whole message."""
-    return hashlib.sha256(envelope + content_digest).digest()
+def message_digest(envelope: bytes, content: bytes) -> bytes:
+    """The digest of a whole message, by that of its content."""
+    return hashlib.sha256(envelope + content).digest()
 
 
 def unpack(packed: bytes) -> Envelope:

@@ -36,13 +36,14 @@ def echo(federation: Provisioned, name: str) -> None:
             coordinator=Coordinator(
                 address=federation.address, identity=IdentityFiles(*federation.site_files(name))
             ),
-            execute=_sent_back,
+            execute=sent_back,
             outbox=outbox,
             metrics=ClientMetrics(CollectorRegistry()),
         ).run()
 
 
-def _sent_back(message: Message) -> Message:
+def sent_back(message: Message) -> Message:
+    """The model that came, as an update."""
     arrays = message.content.array_records[ARRAYS]
     content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({WEIGHT: 1.0})})
     return Message(content, reply_to=message)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
+from hanse.arrays import Data
 from hanse.task import Examples
 from hanse.wire import hanse_pb2 as pb
 from hanse_client.outbox import Outbox
@@ -61,9 +62,7 @@ def install(path: str) -> None:
             tell("drew", now, str(os.getpid()))
         return take(self, indices)
 
-    def kept(
-        self: Outbox, instruction: str, header: bytes, body: Iterable[tuple[int, bytes]]
-    ) -> None:
+    def kept(self: Outbox, instruction: str, header: bytes, body: Sequence[Data]) -> None:
         put(self, instruction, header, body)
         content = pb.Content.FromString(pb.Header.FromString(header).content)
         if content.WhichOneof("kind") == "records":  # from here on it leaves, sooner or later

@@ -94,7 +94,7 @@ def test_what_was_settled_is_remembered_for_a_while(
     monkeypatch.setattr(outboxes, "SETTLED_KEPT", 3)
     box = Outbox(tmp_path / "outbox.sqlite")
     for name in "abcde":
-        box.put(name, b"header", [(0, b"body")])
+        box.put(name, b"header", [b"body"])
         box.forget([name, "never"])
     box.close()
     again = Outbox(tmp_path / "outbox.sqlite")

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, Message, MessageType
 from hanse.errors import LedgerBrokenError, PolicyError
 from hanse.flower import ARRAYS, error_reply
 from hanse.wire import hanse_pb2 as pb
-from hanse.wire.message import chunks, encode
+from hanse.wire.message import encode
 from hanse_client.audit import read_audit
 from hanse_client.held import verify_held
 from hanse_client.outbox import Outbox
@@ -33,7 +33,7 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 def put(outbox: Outbox, name: str, reply: Message) -> None:
     encoded = encode(reply.error if reply.has_error() else reply.content)
     header = pb.Header(content=encoded.content, body_size=encoded.body_size)
-    outbox.put(name, header.SerializeToString(), chunks(encoded))
+    outbox.put(name, header.SerializeToString(), encoded.body)
 
 
 def held(tmp_path: Path, here: Harbour) -> int:

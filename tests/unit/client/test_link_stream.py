@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -73,15 +74,15 @@ def body(name: str, start: int = 0) -> Iterator[pb.ServerFrame]:
         yield pb.ServerFrame(chunk=pb.Chunk(message_id=name, offset=offset, data=data))
 
 
-def serve(desk: Desk, *frames: pb.ServerFrame) -> list[pb.SiteFrame]:
+def serve(desk: Desk, *frames: pb.ServerFrame) -> list[Any]:
     """Feed frames to a fresh stream; what it answers."""
 
-    async def main() -> list[pb.SiteFrame]:
+    async def main() -> list[Any]:
         stream = Stream(desk)
         for frame in frames:
             await stream.on_frame(frame)
         await asyncio.sleep(0)
-        answers: list[pb.SiteFrame] = []
+        answers: list[Any] = []
         iterator = aiter(stream.duplex.outgoing)
         while True:
             try:
@@ -98,7 +99,7 @@ def hold(desk: Desk, name: str) -> pb.Header:
     reply = Message(CONTENT, reply_to=asked)
     encoded = encode(reply.content)
     kept = make_header(encoded, Envelope.of(reply, "reply"))
-    desk.outbox.put(name, kept.SerializeToString(), chunks(encoded))
+    desk.outbox.put(name, kept.SerializeToString(), encoded.body)
     desk.held.add(name)
     return kept
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hanse.arrays import Data
 from hanse.errors import OutboxError
+from hanse_client import outbox as outboxes
 from hanse_client.outbox import Outbox
 
 from tests.sqlite_files import enlarge_row, rename_table
 
-BODY = [(0, b"abc"), (3, b"defg"), (7, b"h")]
+BODY: list[Data] = [b"abc", memoryview(b"defg"), bytearray(b"h")]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(params=["in the database", "in files"])
+def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if request.param == "in files":
+        monkeypatch.setattr(outboxes, "SMALL_BYTES", 0)
     return tmp_path / "outbox.sqlite"
+
+
+def files(path: Path) -> list[Path]:
+    """The bodies that lie in files of their own."""
+    folder = path.with_suffix(".bodies")
+    return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def test_a_reply_outlives_the_process(path: Path) -> None:
@@ -37,9 +49,9 @@ def test_a_reply_outlives_the_process(path: Path) -> None:
 def test_a_body_is_read_from_any_byte_on(path: Path) -> None:
     outbox = Outbox(path)
     outbox.put("one", b"", BODY)
-    outbox.put("other", b"", [(0, b"0123456789")])
+    outbox.put("other", b"", [b"0123456789"])
     pieces = [outbox.piece("one", offset) for offset in range(9)]
-    assert pieces == [b"abc", b"bc", b"c", b"defg", b"efg", b"fg", b"g", b"h", b""]
+    assert pieces == [b"abcdefgh"[offset:] for offset in range(9)]
     assert outbox.piece("none", 0) == b""
     outbox.close()
 
@@ -47,10 +59,11 @@ def test_a_body_is_read_from_any_byte_on(path: Path) -> None:
 def test_a_later_reply_replaces_the_earlier_whole(path: Path) -> None:
     outbox = Outbox(path)
     outbox.put("one", b"first", BODY)
-    outbox.put("one", b"second", [(0, b"x")])
+    outbox.put("one", b"second", [b"x"])
     assert outbox.header("one") == b"second"
     assert outbox.piece("one", 0) == b"x"
     assert outbox.piece("one", 1) == b""
+    assert len(files(path)) <= 1
     outbox.close()
 
 
@@ -63,34 +76,76 @@ def test_what_is_forgotten_leaves_nothing(path: Path) -> None:
 
     assert outbox.instructions() == ["two"]
     outbox.close()
-    with sqlite3.connect(path) as db:
-        assert db.execute("SELECT DISTINCT instruction FROM piece").fetchall() == [("two",)]
-    db.close()
+    with closing(sqlite3.connect(path)) as db:
+        ((name, file),) = db.execute("SELECT instruction, file FROM reply")
+    assert (name, files(path)) == ("two", [] if file is None else [path.parent / file_of(file)])
 
 
-def test_a_reply_that_cannot_be_written_whole_is_not_there(path: Path) -> None:
+def file_of(name: str) -> Path:
+    return Path("outbox.bodies") / name
+
+
+def test_a_body_that_cannot_be_written_whole_is_not_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxes, "SMALL_BYTES", 0)
     outbox = Outbox(path)
 
-    def fail() -> object:
-        yield 0, b"abc"
-        raise KeyboardInterrupt
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(KeyboardInterrupt):
-        outbox.put("one", b"", fail())  # type: ignore[arg-type]
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        with pytest.raises(OutboxError, match="No space left"):
+            outbox.put("one", b"", BODY)
 
-    assert outbox.instructions() == []
+    assert (outbox.instructions(), files(path)) == ([], [])
     outbox.put("one", b"", BODY)
-    assert outbox.piece("one", 0) == b"abc"
+    assert outbox.piece("one", 0) == b"abcdefgh"
     outbox.close()
 
 
-def test_a_full_disk_is_told_as_such_and_keeps_what_was_there(path: Path) -> None:
+def test_what_a_crash_left_of_a_body_is_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxes, "SMALL_BYTES", 0)
     outbox = Outbox(path)
     outbox.put("one", b"", BODY)
+    outbox.close()
+    kept = files(path)
+    file_path = path.with_suffix(".bodies") / "half"
+    file_path.write_bytes(b"half of it")
+
+    again = Outbox(path)
+
+    assert files(path) == kept
+    assert again.piece("one", 3) == b"defgh"
+    again.close()
+
+
+@pytest.mark.parametrize("name", ["../outbox.sqlite", "gone"])
+def test_a_body_that_is_not_there_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(outboxes, "SMALL_BYTES", 0)
+    outbox = Outbox(path)
+    outbox.put("one", b"", BODY)
+    outbox._writer.execute("UPDATE reply SET file = ?", (name,))
+    with pytest.raises(OutboxError, match=name):
+        outbox.piece("one", 0)
+    outbox.close()
+
+
+def test_a_full_disk_is_told_as_such_and_keeps_what_was_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(path)
+    outbox.put("one", b"", BODY)
+    monkeypatch.setattr(outboxes, "SMALL_BYTES", 1 << 20)
     outbox._writer.execute("PRAGMA max_page_count = 20")  # as small a disk as a test can have
 
     with pytest.raises(OutboxError, match=r"outbox\.sqlite: database or disk is full"):
-        outbox.put("two", b"", [(0, bytes(1 << 20))])
+        outbox.put("two", b"", [bytes(1 << 20)])
 
     assert outbox.instructions() == ["one"]
     outbox.close()
@@ -113,10 +168,11 @@ def test_a_file_that_is_no_outbox(path: Path) -> None:
     ("statement", "use"),
     [
         ("UPDATE reply SET header = 'text'", lambda outbox: outbox.header("one")),
-        ("UPDATE piece SET data = 7", lambda outbox: outbox.piece("one", 0)),
+        ("UPDATE reply SET small = 7, file = NULL", lambda outbox: outbox.piece("one", 0)),
+        ("UPDATE reply SET file = x'00'", lambda outbox: outbox.piece("one", 0)),
         ("UPDATE reply SET instruction = x'00'", lambda outbox: outbox.instructions()),
     ],
-    ids=["header", "piece", "instruction"],
+    ids=["header", "body", "file", "instruction"],
 )
 def test_values_of_another_type_are_refused(
     path: Path, statement: str, use: Callable[[Outbox], object]

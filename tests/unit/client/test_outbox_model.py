@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
+from hanse_client import outbox as outboxes
 from hanse_client.outbox import Outbox
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,13 +23,14 @@ class OutboxMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "outbox.sqlite"
+        self.smaller = patch.object(outboxes, "SMALL_BYTES", 20)  # so that some lie in files
+        self.smaller.start()
         self.outbox = Outbox(self.path)
         self.kept: dict[str, tuple[bytes, bytes]] = {}
 
     @rule(name=ids, header=st.binary(max_size=20), pieces=bodies)
     def put(self, name: str, header: bytes, pieces: list[bytes]) -> None:
-        offsets = [sum(map(len, pieces[:number])) for number in range(len(pieces))]
-        self.outbox.put(name, header, zip(offsets, pieces, strict=True))
+        self.outbox.put(name, header, pieces)
         self.kept.pop(name, None)  # the newest comes last
         self.kept[name] = header, b"".join(pieces)
 
@@ -59,6 +62,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.outbox.close()
+        self.smaller.stop()
         self.folder.cleanup()
 
 

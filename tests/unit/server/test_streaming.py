@@ -194,7 +194,10 @@ def test_all_messages_share_one_content_so_that_it_is_encoded_once() -> None:
 
 def test_the_sum_is_kept_in_float64() -> None:
     total = WeightedSum()
-    total.fold({"w": torch.ones(1, dtype=torch.bfloat16)}, 1.0)
-    total.fold({"w": torch.full((1,), 2.0**-20, dtype=torch.bfloat16)}, 1.0)
-    assert total.mean()["w"].dtype == torch.float64
-    assert total.mean()["w"].item() == (1 + 2.0**-20) / 2
+    total.fold(to_record({"w": torch.ones(1, dtype=torch.bfloat16)}), 1.0)
+    total.fold(to_record({"w": torch.full((1,), 2.0**-20, dtype=torch.bfloat16)}), 1.0)
+    mean = total.take_mean("w")
+    assert mean is not None
+    assert mean.dtype == torch.float64
+    assert mean.item() == (1 + 2.0**-20) / 2
+    assert total.take_mean("w") is None

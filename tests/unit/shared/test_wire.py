@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from hanse.wire.message import (
     CHUNK_BYTES,
     Encoded,
     chunks,
-    content_hash,
+    content_digest,
     encode,
     make_header,
 )
@@ -92,9 +93,12 @@ def test_any_record_dict_comes_back_in_its_order(made: dict[str, Any]) -> None:
         assert type(back[name]) is type(record)
         assert list(back[name]) == list(record)
         assert back[name] == record
-        assert [type(value) for value in back[name].values()] == [
-            type(value) for value in record.values()
-        ]
+        kinds = [kind_of(value) for value in record.values()]
+        assert [kind_of(value) for value in back[name].values()] == kinds
+
+
+def kind_of(value: object) -> type:
+    return Array if isinstance(value, Array) else type(value)
 
 
 @given(st.integers(-(2**31), 2**31), st.one_of(st.none(), st.text()))
@@ -321,4 +325,4 @@ def test_fields_of_a_later_minor_version_are_ignored() -> None:
 
 
 def _digest(content: pb.Content) -> bytes:
-    return content_hash(content.SerializeToString()).digest()
+    return content_digest(content.SerializeToString(), hashlib.sha256().digest())

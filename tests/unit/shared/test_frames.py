@@ -1,0 +1,76 @@
+"""Chunks written and read by hand are those of protocol buffers."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.message import DecodeError
+from hanse.wire import hanse_pb2 as pb
+from hanse.wire.frames import Chunk, deserializer, serialize
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+KINDS = [pb.SiteFrame, pb.ServerFrame]
+ids, offsets = st.text(max_size=40), st.integers(0, 2**64 - 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(name=ids, offset=offsets, parts=st.lists(st.binary(max_size=300), max_size=4))
+@example(name="a" * 32, offset=1 << 20, parts=[bytes(1 << 20)])
+@example(name="", offset=0, parts=[])
+def test_a_chunk_is_written_as_protocol_buffers_read_it(
+    kind: type[pb.SiteFrame], name: str, offset: int, parts: list[bytes]
+) -> None:
+    written = serialize(Chunk(name, offset, tuple(map(memoryview, parts))))
+
+    read = kind.FromString(written)
+    assert read.WhichOneof("kind") == "chunk"
+    assert (read.chunk.message_id, read.chunk.offset) == (name, offset)
+    assert read.chunk.data == b"".join(parts)
+    assert deserializer(kind)(written).chunk.data == b"".join(parts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(name=st.text(min_size=1, max_size=40), offset=offsets, data=st.binary(min_size=1))
+def test_a_chunk_is_read_as_protocol_buffers_write_it(
+    kind: type[pb.SiteFrame], name: str, offset: int, data: bytes
+) -> None:
+    frame = kind(chunk=pb.Chunk(message_id=name, offset=offset, data=data))
+    packed = frame.SerializeToString()
+
+    read = deserializer(kind)(packed)
+
+    assert isinstance(read, Chunk)
+    assert read.WhichOneof("kind") == "chunk"
+    assert (read.message_id, read.offset, read.data) == (name, offset, data)
+    assert isinstance(read.data, memoryview)
+    assert read.data.obj is packed  # nothing was copied
+    assert serialize(read) == packed
+
+
+@given(
+    data=st.binary(max_size=60)
+    | st.builds(
+        lambda head, rest: b"\x1a" + bytes([len(head) + len(rest)]) + head + rest,
+        st.sampled_from([b"\x0a\x01a", b"\x0a\x01a\x10\x05", b"\x1a\x01x", b"\x0a\x01\xff"]),
+        st.sampled_from([b"\x1a\x01x", b"\x1a\x01x\x1a\x01y", b"\x10\xff", b"\x22\x01x", b""]),
+    )
+)
+@example(data=b"\x1a\x0f\x0a\x01a\x10" + b"\xff" * 9 + b"\x7f")
+def test_what_is_written_otherwise_is_read_as_protocol_buffers_do(data: bytes) -> None:
+    try:
+        expected = pb.SiteFrame.FromString(data)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            deserializer(pb.SiteFrame)(data)
+        return
+    read = deserializer(pb.SiteFrame)(data)
+    assert read.WhichOneof("kind") == expected.WhichOneof("kind")
+    if isinstance(read, Chunk):
+        told = (read.message_id, read.offset, bytes(read.data))
+        assert told == (expected.chunk.message_id, expected.chunk.offset, expected.chunk.data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_frames_are_left_to_protocol_buffers(kind: type[pb.SiteFrame]) -> None:
+    frame = kind(goodbye=pb.Goodbye(reason="stopping", retry=True))
+    assert deserializer(kind)(serialize(frame)) == frame
