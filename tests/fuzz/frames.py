@@ -125,13 +125,13 @@ def parsed(data: bytes, kind: Any) -> tuple[int, list[Any]]:
     frames: list[Any] = []
     number = flags[0] if flags else 0
     read = deserializer(kind)
+    repairs = bool(number & REPAIR)
     with suppress(DecodeError):
-        if not number & REPAIR:
-            frames.extend(map(read, packed))
-            return number, frames
-        frames.extend(kind.FromString(each) for each in packed)
-    _repair(frames)
-    return number, [read(frame.SerializeToString()) for frame in frames]
+        frames.extend(map(kind.FromString if repairs else read, packed))
+    if repairs:
+        _repair(frames)
+        frames = [read(frame.SerializeToString()) for frame in frames]
+    return number, frames
 
 
 def _repair(frames: Sequence[Any]) -> None:
