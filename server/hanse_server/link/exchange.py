@@ -19,6 +19,7 @@ from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.frames import Chunk
 from hanse.wire.limits import Limits
+from hanse.wire.message import CHUNK_BYTES
 
 from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal, State
@@ -36,6 +37,18 @@ MOST_ABANDONED = 10_000
 
 MOST_PARTIAL = 8
 """Replies of sites that went away half-way, kept so that they can go on from there."""
+
+ON_THE_WAY = 128 << 20
+LEAST_CHUNK = 64 << 10
+
+
+def chunk_bytes(sites: int) -> int:
+    """How large the pieces of instructions are: gRPC holds one of each site on its way.
+
+    So a broadcast takes some 128 MiB at most, and 64 KiB a site beyond 2,048 of them, however slow
+    they are and however large the model.
+    """
+    return max(LEAST_CHUNK, min(CHUNK_BYTES, ON_THE_WAY // max(1, sites)))
 
 
 @dataclass
@@ -221,6 +234,7 @@ class Exchange:
                 encoded,
                 pending.instruction.envelope,
                 start=start if start <= encoded.body_size else 0,
+                most=chunk_bytes(len(self.sessions)),
                 wanted=lambda: pending.id in self._pending,
             )
 

@@ -102,11 +102,21 @@ class Session:
         self.duplex.outgoing.put(pb.ServerFrame(welcome=welcome))
 
     def instruct(
-        self, encoded: Encoded, envelope: Envelope, *, start: int, wanted: Callable[[], bool]
+        self,
+        encoded: Encoded,
+        envelope: Envelope,
+        *,
+        start: int,
+        most: int,
+        wanted: Callable[[], bool],
     ) -> None:
-        """Send an instruction, its body from byte ``start`` on, if it is ``wanted`` by then."""
+        """Send an instruction, its body from byte ``start`` on, if it is ``wanted`` by then.
+
+        Args:
+            most: bytes of a chunk; one of each site is on its way at a time.
+        """
         self.busy.add(envelope.message_id)
-        self.duplex.outgoing.transfer(self._instruction(encoded, envelope, start, wanted))
+        self.duplex.outgoing.transfer(self._instruction(encoded, envelope, start, most, wanted))
 
     def ask(self, instruction: str) -> None:
         """Have the site announce the reply that it holds."""
@@ -145,7 +155,12 @@ class Session:
         self.duplex.close(pb.ServerFrame(goodbye=last))
 
     async def _instruction(
-        self, encoded: Encoded, envelope: Envelope, start: int, wanted: Callable[[], bool]
+        self,
+        encoded: Encoded,
+        envelope: Envelope,
+        start: int,
+        most: int,
+        wanted: Callable[[], bool],
     ) -> AsyncGenerator[pb.ServerFrame | Chunk, None]:
         if not wanted():
             self.busy.discard(envelope.message_id)
@@ -153,7 +168,7 @@ class Session:
         header = make_header(encoded, envelope)
         self._count_sent(self.site, header.ByteSize())
         yield pb.ServerFrame(header=header)
-        for offset, parts in chunks_in_parts(encoded, start):
+        for offset, parts in chunks_in_parts(encoded, start, most):
             chunk = Chunk(envelope.message_id, offset, parts)
             self._count_sent(self.site, chunk.size)
             yield chunk

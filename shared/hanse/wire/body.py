@@ -5,9 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from hanse.arrays import Data, Part
 from hanse.errors import WorkspaceError
@@ -27,12 +27,10 @@ class Body:
 
     def __init__(self, size: int, spool: Path | None = None) -> None:
         self._memory = bytearray()
-        self._file: IO[bytes] | None = None
+        self._file: int | None = None
         if spool is not None and size > IN_MEMORY:
-            try:
-                self._file = tempfile.TemporaryFile(dir=spool, buffering=0)  # noqa: SIM115
-            except OSError as error:
-                raise _full(spool, error) from error
+            self._file = _nameless(spool)
+            weakref.finalize(self, os.close, self._file)
 
     def add(self, offset: int, data: Data) -> None:
         """Keep the piece that begins at ``offset``, the end of what is there.
@@ -46,7 +44,7 @@ class Body:
         rest = memoryview(data)
         try:
             while rest:
-                written = os.pwrite(self._file.fileno(), rest, offset)
+                written = os.pwrite(self._file, rest, offset)
                 rest, offset = rest[written:], offset + written
         except OSError as error:
             raise _full(Path("the spool"), error) from error
@@ -59,13 +57,22 @@ class Body:
         """
         if self._file is None or size == 0:
             return memoryview(self._memory)[start : start + size]
-        return partial(_mapped, self._file, start, size)
+        return partial(self._mapped, self._file, start, size)
+
+    def _mapped(self, file: int, start: int, size: int) -> memoryview:
+        ahead = start % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(file, ahead + size, access=mmap.ACCESS_COPY, offset=start - ahead)
+        return memoryview(mapped)[ahead:]
 
 
-def _mapped(file: IO[bytes], start: int, size: int) -> memoryview:
-    ahead = start % mmap.ALLOCATIONGRANULARITY
-    mapped = mmap.mmap(file.fileno(), ahead + size, access=mmap.ACCESS_COPY, offset=start - ahead)
-    return memoryview(mapped)[ahead:]
+def _nameless(spool: Path) -> int:
+    """The descriptor of a new file that nobody else can find."""
+    try:
+        file, name = tempfile.mkstemp(dir=spool)
+        Path(name).unlink()
+    except OSError as error:
+        raise _full(spool, error) from error
+    return file
 
 
 def _full(where: Path, error: OSError) -> WorkspaceError:

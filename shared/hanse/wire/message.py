@@ -70,24 +70,29 @@ def chunks(encoded: Encoded, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def chunks_in_parts(
-    encoded: Encoded, start: int = 0
+    encoded: Encoded, start: int = 0, most: int | None = None
 ) -> Iterator[tuple[int, tuple[memoryview, ...]]]:
-    """The same without a copy, each chunk in the parts in which it lies in the arrays."""
+    """The same without a copy, each chunk in the parts in which it lies in the arrays.
+
+    Args:
+        most: bytes of a chunk, 1 MiB if None.
+    """
+    most = most or CHUNK_BYTES
     offset, size = start, 0
     parts: list[memoryview] = []
-    for piece in _pieces(encoded.body, start):
+    for piece in _pieces(encoded.body, start, most):
         parts.append(piece)
         size += len(piece)
-        if size == CHUNK_BYTES:
+        if size == most:
             yield offset, tuple(parts)
             offset, parts, size = offset + size, [], 0
     if parts:
         yield offset, tuple(parts)
 
 
-def _pieces(body: tuple[memoryview, ...], start: int) -> Iterator[memoryview]:
+def _pieces(body: tuple[memoryview, ...], start: int, most: int) -> Iterator[memoryview]:
     """Slices of the body from ``start`` on that end where an array or a chunk ends."""
-    room = CHUNK_BYTES
+    room = most
     for data in body:
         position = min(start, len(data))
         start -= position
@@ -95,7 +100,7 @@ def _pieces(body: tuple[memoryview, ...], start: int) -> Iterator[memoryview]:
             piece = data[position : position + room]
             yield piece
             position += len(piece)
-            room = room - len(piece) or CHUNK_BYTES
+            room = room - len(piece) or most
 
 
 def content_digest(content: bytes, body_digest: bytes) -> bytes:
