@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from io import BytesIO
 from types import TracebackType
 from typing import Self, cast
 
@@ -23,7 +24,7 @@ from hanse.flower import LOST_ON_THE_WAY, SERVER_NODE_ID, Envelope, error_reply,
 from hanse.identity import node_id_of
 from hanse.superlink import SLIP, Slip
 from hanse.wire import hanse_pb2 as pb
-from hanse.wire.content import arrays_of, restore
+from hanse.wire.content import arrays_of, descriptors, restore
 from hanse.wire.limits import Limits
 from hanse.wire.message import Encoded, encode
 
@@ -274,8 +275,12 @@ class SuperLink:
         """The records that were encoded, with the very bytes of their arrays; kept while shared."""
         known = self._contents.get(id(encoded))
         if known is None:
-            bodies = (cast(bytes, view.obj) for view in encoded.body)
-            content = cast(RecordDict, restore(pb.Content.FromString(encoded.content), bodies))
+            described, read = (
+                pb.Content.FromString(encoded.content),
+                BytesIO(b"".join(encoded.body)),
+            )
+            bodies = (read.read(array.size) for array in descriptors(described))
+            content = cast(RecordDict, restore(described, bodies))
             known = encoded, content
             self._contents = {id(encoded): known}  # the last one: a round's is sent in a row
         return known[1]
