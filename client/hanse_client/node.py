@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import hanse
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app import Error as FlowerError
 from hanse.errors import (
     OutboxError,
@@ -182,7 +182,11 @@ def _kept(outbox: Outbox, instruction: str, site: Site) -> Message | None:
         if not data:
             raise OutboxError(f"the reply to {instruction} in the outbox is cut off")
         assembler.add(assembler.received, data)
-    return assembler.message()
+    message = assembler.message()
+    if message.has_content():  # Flower's wire carries Flower's own arrays alone
+        for name, record in list(message.content.array_records.items()):
+            message.content[name] = ArrayRecord(dict(record))
+    return message
 
 
 def _as_hanse_asks(message: Message, slip: Slip, site: Site) -> Message:
