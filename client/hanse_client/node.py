@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import hanse
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app import Error as FlowerError
+from hanse.arrays import as_flowers
 from hanse.errors import (
     OutboxError,
     PolicyError,
@@ -183,9 +184,8 @@ def _kept(outbox: Outbox, instruction: str, site: Site) -> Message | None:
             raise OutboxError(f"the reply to {instruction} in the outbox is cut off")
         assembler.add(assembler.received, data)
     message = assembler.message()
-    if message.has_content():  # Flower's wire carries Flower's own arrays alone
-        for name, record in list(message.content.array_records.items()):
-            message.content[name] = ArrayRecord(dict(record))
+    if message.has_content():
+        message.content = as_flowers(message.content)
     return message
 
 

@@ -41,7 +41,22 @@ Part = Data | Callable[[], Data]
 """Bytes, or what gives them whenever they are asked for."""
 
 
-class TensorArray(Array):
+class _LazyArray(Array):
+    """An Array whose ``data`` is made where it is asked for; it equals Flower's own."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        described = self.dtype, self.shape, self.stype
+        return described == (other.dtype, other.shape, other.stype) and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]  # as Flower's, which compares by value, too
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+class TensorArray(_LazyArray):
     """Flower's Array of a tensor; its ``data`` is made, and kept, when it is first asked for.
 
     Args:
@@ -63,21 +78,13 @@ class TensorArray(Array):
         self.data = _header(self.dtype, self.shape) + self.tensor.numpy().tobytes()
         return self.data
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Array):
-            return NotImplemented
-        described = self.dtype, self.shape, self.stype
-        return described == (other.dtype, other.shape, other.stype) and self.data == other.data
-
-    __hash__ = None  # type: ignore[assignment]
-
     def numpy(self) -> NDArray[Any]:
         """The values as an array of their own."""
         values: NDArray[Any] = self.tensor.numpy().copy()
         return values
 
 
-class BufferArray(Array):
+class BufferArray(_LazyArray):
     """An Array over a buffer as it is: nothing is copied until somebody asks for ``data``.
 
     Flower's own holds ``bytes`` alone, which cannot lie in the body that has arrived, nor in a
@@ -106,17 +113,6 @@ class BufferArray(Array):
     @data.setter
     def data(self, data: bytes) -> None:
         self._buffer = data
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Array):
-            return NotImplemented
-        described = self.dtype, self.shape, self.stype
-        return described == (other.dtype, other.shape, other.stype) and self.data == other.data
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
-        return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
 @lru_cache
@@ -252,6 +248,16 @@ def to_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
 def read_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
     """The tensors of an ArrayRecord, by name, in its order, to be read only."""
     return {name: read_tensor(array) for name, array in record.items()}
+
+
+def as_flowers(content: RecordDict) -> RecordDict:
+    """The same with Flower's own arrays, as its own wire takes them: it tells classes by name."""
+    return RecordDict(
+        {
+            name: ArrayRecord(dict(record)) if isinstance(record, ArrayRecord) else record
+            for name, record in content.items()
+        }
+    )
 
 
 def only_arrays(content: RecordDict) -> ArrayRecord:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from flwr.app import Message, RecordDict
+from hanse.arrays import as_flowers
 from hanse.errors import HanseError, LostError, WireError
 from hanse.flower import LOST_ON_THE_WAY, SERVER_NODE_ID, Envelope, error_reply, open_envelope
 from hanse.identity import node_id_of
@@ -275,12 +276,10 @@ class SuperLink:
         """The records that were encoded, with the very bytes of their arrays; kept while shared."""
         known = self._contents.get(id(encoded))
         if known is None:
-            described, read = (
-                pb.Content.FromString(encoded.content),
-                BytesIO(b"".join(encoded.body)),
-            )
-            bodies = (read.read(array.size) for array in descriptors(described))
-            content = cast(RecordDict, restore(described, bodies))
+            described = pb.Content.FromString(encoded.content)
+            body = BytesIO(b"".join(encoded.body))
+            bodies = (body.read(array.size) for array in descriptors(described))
+            content = as_flowers(cast(RecordDict, restore(described, bodies)))
             known = encoded, content
             self._contents = {id(encoded): known}  # the last one: a round's is sent in a row
         return known[1]

@@ -124,10 +124,9 @@ def _restore_record(
     if kind == "arrays":
         arrays = ArrayRecord()
         for array in record.arrays.arrays:
-            part, shape = next(bodies), tuple(array.shape)
-            # Flower's own wire names the class of what it carries, and knows its own alone.
-            kind = Array if isinstance(part, bytes) else BufferArray
-            arrays[array.name] = kind(array.dtype, shape, array.stype, part)  # type: ignore[arg-type]
+            arrays[array.name] = BufferArray(
+                array.dtype, tuple(array.shape), array.stype, next(bodies)
+            )
         return arrays
     if kind == "metrics":
         return MetricRecord(_restore_values(record.metrics))
