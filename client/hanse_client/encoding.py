@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord
 from hanse.aggregation import Encoding
 from hanse.encodings import decode, encode
 from hanse.errors import TaskError, UpdateRangeError
-from hanse.flower import to_array
+from hanse.flower import size_of, to_array
 from torch import Tensor
 
 KEEPS_WHAT_IS_LEFT_OUT = "topk"
@@ -42,7 +42,7 @@ class EncodedUpdate:
     @property
     def bytes(self) -> int:
         """Of the arrays that travel."""
-        return sum(len(array.data) for array in self.arrays.values())
+        return sum(map(size_of, self.arrays.values()))
 
 
 def encode_update(

@@ -1,7 +1,7 @@
-"""Large tensors in slices that stay in the processor's cache.
+"""Large tensors in slices.
 
 An operation that needs another dtype on the way makes a copy of all that it is given. In slices
-the copy is small, and the whole is some three times as fast.
+the copy is small, and stays in the cache.
 """
 
 from __future__ import annotations

@@ -43,10 +43,10 @@ LEAST_CHUNK = 64 << 10
 
 
 def chunk_bytes(sites: int) -> int:
-    """How large the pieces of instructions are: gRPC holds one of each site on its way.
+    """How large the pieces of instructions are: gRPC is given one of each site at a time.
 
-    So a broadcast takes some 128 MiB at most, and 64 KiB a site beyond 2,048 of them, however slow
-    they are and however large the model.
+    Those of all sites are 128 MiB together, or 64 KiB a site beyond 2,048 of them, however slow the
+    sites are and however large the model.
     """
     return max(LEAST_CHUNK, min(CHUNK_BYTES, ON_THE_WAY // max(1, sites)))
 

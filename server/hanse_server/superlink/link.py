@@ -25,7 +25,7 @@ from hanse.flower import LOST_ON_THE_WAY, SERVER_NODE_ID, Envelope, error_reply,
 from hanse.identity import node_id_of
 from hanse.superlink import SLIP, Slip
 from hanse.wire import hanse_pb2 as pb
-from hanse.wire.content import arrays_of, descriptors, restore
+from hanse.wire.content import descriptors, restore
 from hanse.wire.limits import Limits
 from hanse.wire.message import Encoded, encode
 
@@ -346,7 +346,7 @@ class SuperLink:
         )
         self._received += encoded.body_size
         self._metrics.received_bytes.labels(asked.site).inc(encoded.body_size)
-        arrays = hashlib.sha256(b"".join(array.data for array in arrays_of(content)))
+        arrays = hashlib.sha256(b"".join(encoded.body))
         self._answer(
             pending,
             open_envelope(envelope, content),

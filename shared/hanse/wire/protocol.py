@@ -39,11 +39,6 @@ _HEARTBEATS = (0.01, 300.0)  # seconds between two that a site agrees to
 
 _FRAME_OVERHEAD = 64 * 1024
 
-WINDOW_BYTES = 4 << 20
-"""Bytes of a stream that may be on their way to a reader that has not asked for them. Left to
-itself gRPC makes it as large as what a fast network takes in a round trip, and a whole model lies
-in memory beside those that are being folded. At 100 ms it lets 40 MB a second through."""
-
 
 def grpc_options(limits: Limits) -> list[tuple[str, int]]:
     """Channel arguments of both ends.
@@ -54,8 +49,6 @@ def grpc_options(limits: Limits) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", largest),
         ("grpc.max_send_message_length", -1),
-        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
-        ("grpc.http2.bdp_probe", 0),
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
