@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -115,6 +118,29 @@ def test_more_replies_than_the_server_holds_at_once_all_arrive(
 
     assert server.link.traffic()[0] < 1_200_000  # two bodies; three wait at their sites
     assert len(list(replies)) == 5
+
+
+def test_a_spool_without_room_is_no_fault_of_the_site(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls, write = itertools.count(), os.pwrite
+
+    def full_at_first(descriptor: int, data: memoryview, offset: int) -> int:
+        if next(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full_at_first)
+    server = loopback.server(spool=loopback.folder)
+    loopback.client("north", echo)
+    server.await_sites("north")
+
+    (reply,) = ask(server.grid(), weights(10), "north")
+
+    assert reply.content == weights(10)
+    assert next(calls) > 10  # it went through the spool, in pieces
+    assert "No space left on device" in caplog.text
+    assert "for what it did" not in caplog.text
 
 
 def test_a_reply_after_the_timeout_is_dropped_and_counted(loopback: Loopback) -> None:

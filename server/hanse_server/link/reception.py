@@ -218,13 +218,13 @@ class Reception:
             self._send_away(session, error, retry=True)
 
     def _send_away(self, session: Session, error: HanseError, *, retry: bool) -> None:
-        """End a stream, and say why; an offender may come back, after a pause."""
+        """End a stream, and say why; an offender who may come back does so after a pause."""
         if session.duplex.outgoing.closed:
             return
         self._exchange.complaints.tell(session.site, f"sent away: {error}")
         self._trail.turned_away(session.site, session.certificate.fingerprint, error)
         self._metrics.dismissed.labels(session.site, error.label).inc()
-        if retry:
+        if isinstance(error, WireError):  # not a full disk, of which no site is guilty
             self._manners.offended(session.site)
         session.dismiss(error, retry=retry)
 
