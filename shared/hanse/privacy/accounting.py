@@ -158,7 +158,7 @@ def _epsilon(charges: Charges, delta: float) -> float:
     return float(total.get_epsilon_for_delta(delta))
 
 
-@lru_cache(maxsize=4096)  # many simulated sites are charged alike
+@lru_cache(maxsize=64)  # many simulated sites are charged alike; each round anew
 def _renyi(charges: Charges, delta: float) -> float:
     """The Renyi bound; where nothing is sampled the closed form, which is as fast and exact."""
     if not charges:
