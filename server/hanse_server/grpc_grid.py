@@ -66,8 +66,8 @@ class Link(Protocol):
     def outdate(self, instructions: Collection[str]) -> None:
         """The app waits for these still, and goes on meanwhile: they are not sent again."""
 
-    def settle(self, *, keep: Collection[str]) -> None:
-        """Nobody will ask again for anything but ``keep``."""
+    def settle(self, *, keep: Collection[str] = (), only: Collection[str] | None = None) -> None:
+        """Nobody will ask again for anything but ``keep``; or, of ``only`` these, for any."""
 
 
 class GrpcGrid(HanseGrid):
@@ -125,8 +125,7 @@ class GrpcGrid(HanseGrid):
             self._sent.clear()  # what was sent is never sent again: the next round is another
 
     def settle_kept(self, instructions: Collection[str]) -> None:
-        owed = {entry.instruction for entry in self._link.owed(self.run_id)}
-        self._link.settle(keep=owed.difference(instructions))
+        self._link.settle(only=instructions)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages whose replies :meth:`pull_messages` will give, however many there are."""

@@ -98,11 +98,21 @@ class Journal:
                 [(state, now, each) for each in instructions],
             )
 
-    def settle(self, *, keep: Collection[str] = ()) -> list[Entry]:
-        """Settle all that is not in ``keep``, and return what was not settled before."""
+    def settle(
+        self, *, keep: Collection[str] = (), only: Collection[str] | None = None
+    ) -> list[Entry]:
+        """Settle all that is not in ``keep``, and return what was not settled before.
+
+        Args:
+            only: settle nothing but what is in it; None for all.
+        """
         now = time.time()
         with self._transaction() as db:
-            rows = [row for row in db.execute(_UNSETTLED, _OPEN) if row[0] not in keep]
+            rows = [
+                row
+                for row in db.execute(_UNSETTLED, _OPEN)
+                if row[0] not in keep and (only is None or row[0] in only)
+            ]
             db.executemany(
                 "UPDATE instruction SET state = ?, since = ? WHERE id = ?",
                 [(State.SETTLED, now, row[0]) for row in rows],

@@ -261,6 +261,39 @@ def test_the_server_comes_back_and_is_answered_from_the_outbox(loopback: Loopbac
     assert second.journal.state(executed[0]) is State.SETTLED
 
 
+def test_a_round_that_was_interrupted_is_answered_from_the_outboxes(loopback: Loopback) -> None:
+    executed: list[str] = []
+    go_on = threading.Event()
+
+    def count(message: Message) -> Message:
+        executed.append(message.metadata.message_id)
+        return echo(message)
+
+    def wait(message: Message) -> Message:
+        go_on.wait(20)
+        return count(message)
+
+    first = loopback.server()
+    clients = loopback.client("north", count), loopback.client("south", wait)
+    first.await_sites("north", "south")
+    replies = ask(first.grid(), weights(0.1), "north", "south")
+    next(replies)
+    replies.close()  # type: ignore[attr-defined]  # as Ctrl-C does: nobody awaits the other one
+    go_on.set()
+    wait_until(lambda: all(client.outbox.instructions() for client in clients))
+    first.link.stop()
+    first.journal.close()
+
+    second = loopback.server()
+    second.await_sites("north", "south")
+    grid = second.grid()
+    grid.settle_kept([])  # no round of these has become durable
+    again = list(ask(grid, weights(0.1), "north", "south"))
+
+    assert [reply.has_error() for reply in again] == [False, False]
+    assert len(executed) == len(set(executed)) == 2
+
+
 def test_a_site_comes_back_and_is_told_what_was_settled_meanwhile(loopback: Loopback) -> None:
     server = loopback.server()
     client = loopback.client("north", echo)

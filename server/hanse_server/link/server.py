@@ -198,9 +198,12 @@ class LinkServer:
         """The app waits for these still, and goes on meanwhile: they are not sent again."""
         self._call(self._exchange.outdate, instructions)
 
-    def settle(self, *, keep: Collection[str]) -> None:
-        """Nobody will ask again for anything but ``keep``: the sites may forget the rest."""
-        entries = self._journal.settle(keep=keep)
+    def settle(self, *, keep: Collection[str] = (), only: Collection[str] | None = None) -> None:
+        """Nobody will ask again for anything but ``keep``; or, of ``only`` these, for any.
+
+        The sites may forget what is settled.
+        """
+        entries = self._journal.settle(keep=keep, only=only)
         self._trail.settled(entries)
         self._call(self._exchange.settle, entries)
 

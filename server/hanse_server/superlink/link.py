@@ -190,9 +190,12 @@ class SuperLink:
                 pending = self._pending[each]
                 pending.instruction = replace(pending.instruction, encoded=None)
 
-    def settle(self, *, keep: Collection[str]) -> None:
-        """Nobody will ask again for anything but ``keep``: the sites may forget the rest."""
-        entries = self._journal.settle(keep=keep)
+    def settle(self, *, keep: Collection[str] = (), only: Collection[str] | None = None) -> None:
+        """Nobody will ask again for anything but ``keep``; or, of ``only`` these, for any.
+
+        The sites may forget what is settled.
+        """
+        entries = self._journal.settle(keep=keep, only=only)
         self._trail.settled(entries)
         with self._lock:
             for entry in entries:
