@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 from hanse.arrays import Data
 from hanse.durable import DAMAGE
 from hanse.errors import OutboxError
-from hanse.wire.message import CHUNK_BYTES
 
 from hanse_client.bodies import Bodies
 
 T = TypeVar("T")
 
-SMALL_BYTES = CHUNK_BYTES
-"""Bytes of a body up to which it lies in the database."""
+SMALL_BYTES = 64 << 10
+"""Bytes of a body up to which it lies in the database: a larger one is written faster as a file."""
 
 SETTLED_KEPT = 10_000
 """Settled instructions whose ids are remembered, the newest."""
@@ -55,7 +54,6 @@ class Outbox:
         with self._errors():
             self._writer = _connect(path)
             self._writer.execute("PRAGMA journal_mode = WAL")
-            self._writer.execute("PRAGMA synchronous = FULL")
             self._writer.executescript(_SCHEMA)
             # Another connection, so that who reads never waits for a large reply to be written.
             self._reader = _connect(path)
@@ -102,12 +100,16 @@ class Outbox:
         return [_held(self._path, row[0], str) for row in rows]
 
     def forget(self, instructions: Iterable[str]) -> None:
-        """Drop replies, and remember that they were settled; what is not here is passed over."""
+        """Drop replies, and remember that they were settled; what is not here is passed over.
+
+        Durably where files go. Small replies may be back after a power loss: nobody is the worse
+        for it, and the server settles them again.
+        """
         each, now = [(instruction,) for instruction in instructions], time.time()
         query = "SELECT file FROM reply WHERE instruction = ?"
         with self._writing, self._errors():
             files = [file for (instruction,) in each for file in self._files(query, instruction)]
-            with _transaction(self._writer):
+            with _transaction(self._writer, durable=bool(files)):
                 self._writer.executemany(
                     "INSERT OR REPLACE INTO settled SELECT instruction, ? FROM reply"
                     " WHERE instruction = ?",
@@ -187,7 +189,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+def _transaction(db: sqlite3.Connection, *, durable: bool = True) -> Iterator[None]:
+    db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -69,7 +69,6 @@ class Journal:
         with self._errors():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA cache_size = -256")  # KiB; else the whole file, up to 2 MiB
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS instruction (id TEXT PRIMARY KEY, run_id TEXT NOT NULL,"
@@ -90,9 +89,13 @@ class Journal:
             db.executemany("INSERT OR REPLACE INTO instruction VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def mark(self, instructions: Collection[str], state: State) -> None:
-        """Put instructions into a state."""
+        """Put instructions into a state.
+
+        Durably, but for ``received``: that is written at once, and waits for no disk, since who
+        forgets it in a power loss asks again for what the site still holds.
+        """
         now = time.time()
-        with self._transaction() as db:
+        with self._transaction(durable=state is not State.RECEIVED) as db:
             db.executemany(
                 "UPDATE instruction SET state = ?, since = ? WHERE id = ?",
                 [(state, now, each) for each in instructions],
@@ -148,8 +151,9 @@ class Journal:
             self._db.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         with self._lock, self._errors():
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db

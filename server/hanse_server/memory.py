@@ -6,7 +6,7 @@ import ctypes
 from contextlib import suppress
 
 _MMAP_THRESHOLD = -3  # mallopt(3)
-LARGE_BYTES = 4 << 20
+LARGE_BYTES = 2 << 20
 
 
 def give_back_large_blocks() -> None:

@@ -40,10 +40,10 @@ class CentralJudge:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         path = job.evaluation.central
         self._examples = None if path is None else task.read(path)
-        self._model = task.model().to(self._device)
+        self._model = None if path is None else task.model().to(self._device)
 
     def __call__(self, arrays: ArrayRecord) -> dict[str, float]:
-        if self._examples is None:
+        if self._examples is None or self._model is None:
             return {}
         self._model.load_state_dict(read_tensors(arrays))
         return evaluate(self._task, self._model, self._examples, self._device)

@@ -80,6 +80,7 @@ class RoundLoop:
         self._folds_late = job.strategy.folds_late
         self._taken_up = False
         self._owing: frozenset[str] = frozenset()  # asked by an earlier server of this run
+        self._arrays = ArrayRecord()  # the model; held here alone, so that none outlives its round
 
     def run(self) -> None:
         """All rounds that are left.
@@ -88,35 +89,34 @@ class RoundLoop:
             QuorumError: if ``strategy.patience`` rounds in a row found too few sites.
         """
         with self._teller.running():
-            arrays, progress = self._resume()
+            progress = self._resume()
             try:
-                self._rounds(arrays, progress)
+                self._rounds(progress)
             finally:
                 self._archive.flush()
             self._teller.show("done", self._job.rounds)
 
-    def _rounds(self, arrays: ArrayRecord, progress: Progress) -> None:
+    def _rounds(self, progress: Progress) -> None:
         while progress.round < self._job.rounds:
             number = progress.round + 1
             self._metrics.round.set(number)
             with self._metrics.round_seconds.time():
-                arrays, progress = self._round(number, arrays, progress)
+                progress = self._round(number, progress)
             if progress.missed >= self._job.strategy.patience:
                 self._teller.show("failed", number)
                 raise QuorumError(self._teller.why_missed(progress.missed))
 
-    def _round(
-        self, number: int, arrays: ArrayRecord, progress: Progress
-    ) -> tuple[ArrayRecord, Progress]:
+    def _round(self, number: int, progress: Progress) -> Progress:
         started = time.time()
         received, sent = self._grid.traffic()
         # 1. enough sites
         self._await_sites(number)
         # 2. train
-        trained = self._train(number, arrays)
+        trained = self._train(number, self._arrays)
         met = trained.arrays is not None
-        arrays = arrays if trained.arrays is None else trained.arrays
-        released = released_model(self._strategy, arrays)
+        if trained.arrays is not None:
+            self._arrays = trained.arrays
+        released = released_model(self._strategy, self._arrays)
         # 3. judge
         due = met and (number % self._job.evaluation.every == 0 or number == self._job.rounds)
         asked = due and self._job.evaluation.federated
@@ -138,10 +138,10 @@ class RoundLoop:
             judged=judged,
         )
         progress = replace(progress, round=number, missed=0 if met else progress.missed + 1)
-        progress = self._keep(record, arrays, released, progress)
+        progress = self._keep(record, released, progress)
         self._teller.tell(record)
         self._on_round(record)
-        return arrays, progress
+        return progress
 
     # --- the steps of a round ---------------------------------------------------------------
 
@@ -259,33 +259,29 @@ class RoundLoop:
                 yield desk, watched(replies)
             self._metrics.round_deadline.set(0)
 
-    def _keep(
-        self,
-        record: RoundRecord,
-        arrays: ArrayRecord,
-        released: ArrayRecord,
-        progress: Progress,
-    ) -> Progress:
+    def _keep(self, record: RoundRecord, released: ArrayRecord, progress: Progress) -> Progress:
         """Make the round durable; only then is what the sites sent settled."""
         with self._metrics.phases.during("checkpointing"):
             state = self._strategy.state() if isinstance(self._strategy, Resumable) else {}
-            progress = self._archive.keep(record, arrays, released, progress, state)
+            progress = self._archive.keep(record, self._arrays, released, progress, state)
             self._grid.settle()
         return progress
 
     # --- before, between and after ----------------------------------------------------------
 
-    def _resume(self) -> tuple[ArrayRecord, Progress]:
+    def _resume(self) -> Progress:
         last = self._archive.resume()
         self._grid.settle_kept(self._archive.answered)
         self._owing = self._grid.owing(str(1 if last is None else last.progress.round + 1))
         if last is None:
-            return to_record(initial_weights(self._task, self._job)), Progress()
+            self._arrays = to_record(initial_weights(self._task, self._job), adopt=True)
+            return Progress()
+        self._arrays = last.arrays
         if isinstance(self._strategy, Resumable):
             self._strategy.restore(last.strategy)
         log.info("going on after round %d of %d", last.progress.round, self._job.rounds)
         # A run that was stopped for want of sites gets its patience back.
-        return last.arrays, replace(last.progress, missed=0)
+        return replace(last.progress, missed=0)
 
     def _config(self, number: int) -> ConfigRecord:
         return ConfigRecord({JOB: self._job.instruction, ROUND: number})

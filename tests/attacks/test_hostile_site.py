@@ -66,7 +66,8 @@ def test_in_a_round(
 ) -> None:
     """The offender is out of the round, with name and reason; the others' mean is the model."""
     loop = round_of(server, tmp_path / "run", job())
-    before = to_tensors(loop._resume()[0])
+    loop._resume()
+    before = to_tensors(loop._arrays)
 
     async def attack() -> None:
         async with enter(loopback) as liar:

@@ -112,7 +112,7 @@ class Client:
         self._failed = reply.has_error()
         return reply
 
-    def _done(self, asked: str, header: object, kept: bool) -> None:
+    def _done(self, asked: str, header: object, encoded: object, kept: bool) -> None:
         if not kept:
             raise RuntimeError("the outbox is full")
         self._leave(asked)

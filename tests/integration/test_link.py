@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,11 @@ from hanse.errors import PolicyError, WireError
 from hanse.flower import to_record, to_tensors
 from hanse.identity import node_id_of
 from hanse.wire.limits import Limits
+from hanse_client.link.stream import Stream
 from hanse_server.grid import HanseGrid
 from hanse_server.journal import State
+from hanse_server.link.reception import Reception
+from hanse_server.link.session import Session
 
 from tests.loopback import Loopback, wait_until
 
@@ -111,13 +115,76 @@ def test_more_replies_than_the_server_holds_at_once_all_arrive(
         loopback.client(name, echo)
     server.await_sites(*names)
 
-    replies = ask(server.grid(), weights(0.5), *names)
+    replies = ask(server.grid(), weights(1.5), *names)
     received_before = server.link.traffic()[0]
-    wait_until(lambda: server.link.traffic()[0] - received_before > 1_000_000)
+    wait_until(lambda: server.link.traffic()[0] - received_before > 3_000_000)
     time.sleep(0.3)
 
-    assert server.link.traffic()[0] < 1_200_000  # two bodies; three wait at their sites
+    assert server.link.traffic()[0] < 3_600_000  # two bodies; three wait at their sites
     assert len(list(replies)) == 5
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "said"),
+    [
+        (0.3, ["header", "header", "settle"]),
+        (1.5, ["header", "chunk", "chunk", "header", "ack", "chunk", "chunk", "settle"]),
+    ],
+)
+def test_a_small_message_is_one_frame_each_way(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch, megabytes: float, said: list[str]
+) -> None:
+    frames: list[str] = []
+    at_site, at_server = Stream.on_frame, Reception._on_frame
+
+    async def heard_at_site(self: Stream, frame: Any) -> None:
+        frames.append(frame.WhichOneof("kind"))
+        await at_site(self, frame)
+
+    async def heard_at_server(self: Reception, session: Session, frame: Any) -> None:
+        frames.append(frame.WhichOneof("kind"))
+        await at_server(self, session, frame)
+
+    monkeypatch.setattr(Stream, "on_frame", heard_at_site)
+    monkeypatch.setattr(Reception, "_on_frame", heard_at_server)
+    server = loopback.server()
+    client = loopback.client("north", echo)
+    server.await_sites("north")
+    grid = server.grid()
+
+    (reply,) = ask(grid, weights(megabytes), "north")
+    grid.settle()
+    wait_until(lambda: not client.outbox.instructions())
+
+    assert reply.content == weights(megabytes)
+    assert [each for each in frames if each != "heartbeat"] == said
+
+
+def test_a_small_reply_under_way_at_a_restart_waits_until_it_is_asked_for(
+    loopback: Loopback,
+) -> None:
+    """The server that comes back has not said that there is room for it in the header."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(message: Message) -> Message:
+        begun.set()
+        go.wait(20)
+        return echo(message)
+
+    first = loopback.server()
+    loopback.client("north", slow)
+    first.await_sites("north")
+    ask(first.grid(), weights(0.1), "north")
+    begun.wait(20)
+    first.link.stop()
+    first.journal.close()
+    second = loopback.server()
+    second.await_sites("north")
+
+    replies = ask(second.grid(), weights(0.1), "north")
+    go.set()
+
+    assert [each.content for each in replies] == [weights(0.1)]
 
 
 def test_a_spool_without_room_is_no_fault_of_the_site(

@@ -139,10 +139,30 @@ def test_a_body_that_was_not_asked_for_is_dropped(loopback: Loopback) -> None:
             for offset, data in chunks(encode(SMALL)):
                 chunk = pb.Chunk(message_id=instruction, offset=offset, data=data)
                 await stream.say(chunk=chunk)
-            assert (await stream.hear("ack")).complete
             return await asyncio.to_thread(next, replies)
 
     assert asyncio.run(push()).content == SMALL
+
+
+def test_a_body_in_a_header_is_larger_than_was_allowed(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hanse_server.link.exchange.chunk_bytes", lambda sites: 2)
+    server = loopback.server()
+
+    async def push() -> Message:
+        async with liar(loopback) as stream:
+            instruction, replies = ask(server, "liar")
+            assert (await stream.hear("header")).inline == 2
+            header = make_header(encode(SMALL), envelope(instruction))
+            header.body = b"abc"
+            await stream.say(header=header)
+            return await asyncio.to_thread(next, replies)
+
+    reply = asyncio.run(push())
+
+    assert reply.error.code == WireError.exit_code
+    assert "holds 3 bytes of a body, it was told that the most are 2" in str(reply.error.reason)
 
 
 def test_declaring_a_body_takes_no_memory(loopback: Loopback) -> None:

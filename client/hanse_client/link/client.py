@@ -16,6 +16,7 @@ from hanse.flower import error_reply
 from hanse.plain import plain
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.duplex import LINGER_SECONDS
+from hanse.wire.message import Encoded
 from hanse.wire.protocol import LONGEST_ID, heartbeat_of
 
 from hanse_client.link.coordinator import Coordinator, RefusedError, shake_hands
@@ -230,12 +231,12 @@ class LinkClient:
             raise error
         return error
 
-    def _on_done(self, instruction: str, header: pb.Header, kept: bool) -> None:
+    def _on_done(self, instruction: str, header: pb.Header, encoded: Encoded, kept: bool) -> None:
         with suppress(RuntimeError):  # the client has ended while this was under way
-            self._loop.call_soon_threadsafe(self._answered, instruction, header, kept)
+            self._loop.call_soon_threadsafe(self._answered, instruction, header, encoded, kept)
 
-    def _answered(self, instruction: str, header: pb.Header, kept: bool) -> None:
+    def _answered(self, instruction: str, header: pb.Header, encoded: Encoded, kept: bool) -> None:
         refused = pb.Content.FromString(header.content).WhichOneof("kind") == "error"
         self._desk.answered(instruction, kept=kept, refused=refused)
         if self._stream is not None:
-            self._stream.announce(header)
+            self._stream.answer(instruction, header, encoded)

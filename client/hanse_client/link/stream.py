@@ -11,6 +11,7 @@ from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.duplex import Duplex
 from hanse.wire.frames import Chunk
+from hanse.wire.message import Encoded
 from hanse.wire.protocol import STOPPING, error_of
 
 from hanse_client.link.coordinator import RefusedError
@@ -27,7 +28,14 @@ class Stream:
         self._desk = desk
         self._sending: set[str] = set()
         self._asked: Counter[str] = Counter()
+        self._inline: dict[str, int] = {}  # what a header of a reply may hold, on this stream
         self.duplex: Duplex[pb.SiteFrame | Chunk] = Duplex(pb.SiteFrame(heartbeat=pb.Heartbeat()))
+
+    def answer(self, instruction: str, header: pb.Header, encoded: Encoded) -> None:
+        """Announce the reply to an instruction; its body with it, if there is room for that."""
+        if encoded.body_size <= self._inline.pop(instruction, 0):
+            header.body = b"".join(encoded.body)
+        self.announce(header)
 
     def announce(self, header: pb.Header) -> None:
         """Tell the server that there is a reply; it asks for the body when it has room."""
@@ -58,7 +66,7 @@ class Stream:
             self._go_on(frame.chunk)
         elif kind == "ask":
             await self._announce_held(frame.ask.message_id)
-        elif kind == "ack" and not frame.ack.complete:
+        elif kind == "ack":
             self._hand_over(frame.ack.message_id, frame.ack.received)
         elif kind == "settle":
             await self._forget(list(frame.settle.message_ids))
@@ -78,7 +86,7 @@ class Stream:
         if instruction in desk.held:
             await self._announce_held(instruction)
             return
-        if await asyncio.to_thread(desk.outbox.was_settled, instruction):
+        if desk.outbox.was_settled(instruction):  # a point query: a thread would cost more
             replayed = f"instruction {instruction} was answered and settled: it is not done twice"
             desk.refuse(envelope, PolicyError(replayed))
             return
@@ -105,6 +113,7 @@ class Stream:
         """Hand an instruction to the worker, if it is complete."""
         if assembler.complete:
             del self._desk.partial[instruction]
+            self._inline[instruction] = assembler.inline
             self._desk.submit(assembler)
 
     # --- replies --------------------------------------------------------------------------------
@@ -135,6 +144,8 @@ class Stream:
         self._sending.discard(instruction)
 
     async def _forget(self, instructions: list[str]) -> None:
+        for each in instructions:
+            self._inline.pop(each, None)
         held = self._desk.settled(instructions)
         for each in held:
             self._asked.pop(each, None)

@@ -26,8 +26,8 @@ class Worker:
     """Carries out one instruction after the other, and puts each reply into the outbox.
 
     Args:
-        done: is called on the worker's thread with an instruction's id, its reply's header, and
-            whether the reply is in the outbox. It is, but for a full disk.
+        done: is called on the worker's thread with an instruction's id, its reply's header and
+            content, and whether the reply is in the outbox. It is, but for a full disk.
         refuse: makes the reply to an instruction that cannot be taken in, without its content.
     """
 
@@ -35,7 +35,7 @@ class Worker:
         self,
         execute: Execute,
         outbox: Outbox,
-        done: Callable[[str, pb.Header, bool], None],
+        done: Callable[[str, pb.Header, Encoded, bool], None],
         refuse: Refuse = lambda asked, error: error_reply(error, asked),
     ) -> None:
         self._execute = execute
@@ -94,9 +94,9 @@ class Worker:
             self._outbox.put(asked, header.SerializeToString(), encoded.body)
         except OutboxError as error:
             log.exception("a reply could not be kept, so it is not sent")
-            header, _ = _pack(instruction, error_reply(error, instruction))
+            header, encoded = _pack(instruction, error_reply(error, instruction))
             kept = False
-        self._done(asked, header, kept)
+        self._done(asked, header, encoded, kept)
 
 
 def pack_reply(instruction: Message, execute: Execute) -> tuple[pb.Header, Encoded]:

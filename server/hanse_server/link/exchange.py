@@ -43,10 +43,10 @@ LEAST_CHUNK = 64 << 10
 
 
 def chunk_bytes(sites: int) -> int:
-    """How large the pieces of instructions are: gRPC is given one of each site at a time.
+    """How large the pieces of instructions are, and bodies that come in the headers of replies.
 
-    Those of all sites are 128 MiB together, or 64 KiB a site beyond 2,048 of them, however slow the
-    sites are and however large the model.
+    gRPC is given one of each site at a time. Those of all sites are 128 MiB together, or 64 KiB a
+    site beyond 2,048 of them, however slow the sites are and however large the model.
     """
     return max(LEAST_CHUNK, min(CHUNK_BYTES, ON_THE_WAY // max(1, sites)))
 
@@ -230,11 +230,14 @@ class Exchange:
         elif encoded is None:
             self._fail(pending, LostError(f"site {session.site!r} has lost what it was at"))
         else:
+            most = chunk_bytes(len(self.sessions))
+            pending.inline = min(most, pending.instruction.limits.max_body_bytes)
             session.instruct(
                 encoded,
                 pending.instruction.envelope,
                 start=start if start <= encoded.body_size else 0,
-                most=chunk_bytes(len(self.sessions)),
+                most=most,
+                inline=pending.inline,
                 wanted=lambda: pending.id in self._pending,
             )
 
@@ -246,6 +249,11 @@ class Exchange:
             raise WireError(f"a reply of {session.site} carries the id of another site or run")
         if (envelope.message_type, envelope.group_id) != (own.message_type, own.group_id):
             raise WireError(f"a reply of {session.site} is of another type or round than asked for")
+        if len(header.body) > pending.inline:
+            raise WireError(
+                f"a header of {session.site} holds {len(header.body)} bytes of a body, it was told "
+                f"that the most are {pending.inline}"
+            )
         if pending.granted:
             return  # it is on its way already
         assembler = pending.assembler
@@ -267,7 +275,6 @@ class Exchange:
 
     def _arrived(self, session: Session, pending: Pending, assembler: Assembler) -> None:
         message = assembler.message()
-        session.acknowledge(pending.id, assembler.size)
         self._answer(
             pending,
             message,

@@ -108,15 +108,20 @@ class Session:
         *,
         start: int,
         most: int,
+        inline: int,
         wanted: Callable[[], bool],
     ) -> None:
         """Send an instruction, its body from byte ``start`` on, if it is ``wanted`` by then.
 
         Args:
-            most: bytes of a chunk; one of each site is on its way at a time.
+            most: bytes of a chunk, or of the body in the header; one of each site is on its way at
+                a time.
+            inline: bytes of a body that the reply's header may hold.
         """
         self.busy.add(envelope.message_id)
-        self.duplex.outgoing.transfer(self._instruction(encoded, envelope, start, most, wanted))
+        self.duplex.outgoing.transfer(
+            self._instruction(encoded, envelope, start, most, inline, wanted)
+        )
 
     def ask(self, instruction: str) -> None:
         """Have the site announce the reply that it holds."""
@@ -126,11 +131,6 @@ class Session:
         """Have the site send the body of a reply of ``size``, from byte ``received`` on."""
         self._due[instruction] = size - received
         ack = pb.Ack(message_id=instruction, received=received)
-        self.duplex.outgoing.put(pb.ServerFrame(ack=ack))
-
-    def acknowledge(self, instruction: str, size: int) -> None:
-        """Tell the site that its reply has arrived whole."""
-        ack = pb.Ack(message_id=instruction, received=size, complete=True)
         self.duplex.outgoing.put(pb.ServerFrame(ack=ack))
 
     def settle(self, instructions: Iterable[str]) -> None:
@@ -160,12 +160,15 @@ class Session:
         envelope: Envelope,
         start: int,
         most: int,
+        inline: int,
         wanted: Callable[[], bool],
     ) -> AsyncGenerator[pb.ServerFrame | Chunk, None]:
         if not wanted():
             self.busy.discard(envelope.message_id)
             return
-        header = make_header(encoded, envelope)
+        header = make_header(encoded, envelope, inline=inline)
+        if start == 0 and encoded.body_size <= most:
+            header.body, start = b"".join(encoded.body), encoded.body_size
         self._count_sent(self.site, header.ByteSize())
         yield pb.ServerFrame(header=header)
         for offset, parts in chunks_in_parts(encoded, start, most):

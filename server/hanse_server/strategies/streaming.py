@@ -60,7 +60,10 @@ class WeightedSum:
         for name, array in update.items():
             tensor = read_tensor(array)
             if name not in self.total:
-                self.total[name] = torch.zeros(tensor.shape, dtype=torch.float64)
+                self.total[name] = torch.empty(tensor.shape, dtype=torch.float64)
+                for total, part in slices(self.total[name], tensor.contiguous()):
+                    total.copy_(part).mul_(factor)
+                continue
             for total, part in slices(self.total[name], tensor.contiguous()):
                 total.add_(part, alpha=factor)
         self.weight += weight

@@ -1,4 +1,4 @@
-"""A message on its way in: held against the limits first, then put together from its chunks."""
+"""A message on its way in: held against the limits first, then put together."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hanse.wire import hanse_pb2 as pb
 from hanse.wire.body import Body
 from hanse.wire.content import descriptors, restore
 from hanse.wire.limits import Limits
-from hanse.wire.message import content_digest, message_digest, unpack
+from hanse.wire.message import INLINE_BYTES, content_digest, message_digest, unpack
 
 
 class Assembler:
-    """Takes the chunks of one message in their order.
+    """Takes the body of one message: out of its header, or chunk by chunk in their order.
 
     Memory is taken as bytes arrive, never for what is only declared.
 
     Args:
-        header: of the message.
+        header: of the message; a body in it is taken out of it.
         limits: what it is held against.
         spool: a folder for bodies that are not small; None to keep every body in memory.
 
@@ -41,6 +41,9 @@ class Assembler:
         self._hash = hashlib.sha256()
         self._body = Body(header.body_size, spool)
         self.received = 0
+        if header.body:
+            self.add(0, header.body)
+            header.ClearField("body")
 
     @property
     def size(self) -> int:
@@ -52,6 +55,11 @@ class Assembler:
         """What the header says that the whole message has as its digest."""
         return self._header.digest
 
+    @property
+    def inline(self) -> int:
+        """Bytes of a body that the header of the reply may hold."""
+        return min(self._header.inline, INLINE_BYTES)
+
     def arrays_digest(self) -> str | None:
         """SHA-256 of the bytes of all arrays in their order; None of a message without any."""
         return self._hash.hexdigest() if any(descriptors(self._content)) else None
@@ -62,11 +70,11 @@ class Assembler:
         return self.received == self.size
 
     def take_up(self, header: pb.Header, limits: Limits) -> bool:
-        """Go on under ``header``, if it announces the same content again.
+        """Go on under ``header``, if it announces the same content again, and its body not with it.
 
         Its envelope replaces the one before: a server that was restarted dates it anew.
         """
-        if header.content != self._header.content or header.body_size != self.size:
+        if header.body or header.content != self._header.content or header.body_size != self.size:
             return False
         self.envelope = check_envelope(header, limits)
         self._header = header
@@ -145,6 +153,10 @@ def _check_content(header: pb.Header, limits: Limits) -> pb.Content:
         raise WireError(
             f"the arrays of a message declare {declared} bytes, its header {header.body_size}"
         )
+    if len(header.body) not in (0, header.body_size):
+        raise WireError(f"a header holds {len(header.body)} bytes of {header.body_size}")
+    if len(header.body) > INLINE_BYTES:
+        raise WireError(f"a header holds {len(header.body)} bytes: the most are {INLINE_BYTES}")
     return content
 
 

@@ -36,7 +36,7 @@ class SiteFrame(_message.Message):
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def header(self) -> Global___Header:
-        """of a reply; its chunks wait for an Ack"""
+        """of a reply; what its body needs of chunks waits for an Ack"""
 
     @_builtins.property
     def chunk(self) -> Global___Chunk: ...
@@ -79,7 +79,7 @@ class ServerFrame(_message.Message):
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
     def header(self) -> Global___Header:
-        """of an instruction; its chunks follow"""
+        """of an instruction; if it has no body in it, its chunks follow"""
 
     @_builtins.property
     def chunk(self) -> Global___Chunk: ...
@@ -284,7 +284,7 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Header(_message.Message):
-    """A message, without the bytes of its arrays: these follow as chunks of one body."""
+    """A message. The bytes of its arrays are one body: in the header where it is small, else in chunks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -292,6 +292,8 @@ class Header(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     BODY_SIZE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    INLINE_FIELD_NUMBER: _builtins.int
     envelope: _builtins.bytes
     """an Envelope"""
     content: _builtins.bytes
@@ -299,6 +301,10 @@ class Header(_message.Message):
     body_size: _builtins.int
     digest: _builtins.bytes
     """sha256(envelope, sha256(size of content as 8 bytes, content, sha256(body)))"""
+    body: _builtins.bytes
+    """the whole of it, or nothing"""
+    inline: _builtins.int
+    """of an instruction: bytes of a body that the header of its reply may hold"""
     def __init__(
         self,
         *,
@@ -306,10 +312,12 @@ class Header(_message.Message):
         content: _builtins.bytes = ...,
         body_size: _builtins.int = ...,
         digest: _builtins.bytes = ...,
+        body: _builtins.bytes = ...,
+        inline: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_size", b"body_size", "content", b"content", "digest", b"digest", "envelope", b"envelope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "body_size", b"body_size", "content", b"content", "digest", b"digest", "envelope", b"envelope", "inline", b"inline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -745,27 +753,24 @@ Global___Ask: _TypeAlias = Ask  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """How far a reply has arrived. The site goes on from `received`, until `complete`."""
+    """The server has room for the body of a reply: the site sends it from `received` on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
-    COMPLETE_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
     """the id of the instruction"""
     received: _builtins.int
-    complete: _builtins.bool
     def __init__(
         self,
         *,
         message_id: _builtins.str = ...,
         received: _builtins.int = ...,
-        complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "message_id", b"message_id", "received", b"received"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "received", b"received"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,6 +18,10 @@ from hanse.wire.content import arrays_of, describe
 
 CHUNK_BYTES = 1 << 20
 
+INLINE_BYTES = CHUNK_BYTES
+"""Bytes of a body up to which it may travel in the header: one frame instead of two, and instead of
+a round trip where it would have to be asked for."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -53,14 +57,19 @@ def encode(content: RecordDict | FlowerError) -> Encoded:
     return Encoded(description, body, content_digest(description, sha.digest()))
 
 
-def make_header(encoded: Encoded, envelope: Envelope) -> pb.Header:
-    """The header under which a content goes to one site."""
+def make_header(encoded: Encoded, envelope: Envelope, *, inline: int = 0) -> pb.Header:
+    """The header under which a content goes to one site, without its body.
+
+    Args:
+        inline: of an instruction: bytes of a body that the header of its reply may hold.
+    """
     packed = pb.Envelope(**asdict(envelope)).SerializeToString()
     return pb.Header(
         envelope=packed,
         content=encoded.content,
         body_size=encoded.body_size,
         digest=message_digest(packed, encoded.digest),
+        inline=inline,
     )
 
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hanse.errors import OutboxError
 from hanse_client import outbox as outboxes
 from hanse_client.outbox import Outbox
 
-from tests.sqlite_files import enlarge_row, rename_table
+from tests.sqlite_files import commits, enlarge_row, rename_table
 
 BODY: list[Data] = [b"abc", memoryview(b"defg"), bytearray(b"h")]
 
@@ -151,10 +152,16 @@ def test_a_full_disk_is_told_as_such_and_keeps_what_was_there(
     outbox.close()
 
 
-def test_a_reply_is_durable_when_put_returns(path: Path) -> None:
+def test_a_reply_is_durable_when_put_returns_and_forgotten_durably_before_its_file_goes(
+    path: Path,
+) -> None:
     outbox = Outbox(path)
-    assert outbox._writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     assert outbox._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    for size, forgotten in ((outboxes.SMALL_BYTES, "NORMAL"), (outboxes.SMALL_BYTES + 1, "FULL")):
+        body = bytes(size)
+        assert commits(outbox._writer, partial(outbox.put, "one", b"", [body])) == ["FULL"]
+        assert commits(outbox._writer, partial(outbox.forget, ["one"])) == [forgotten]
     outbox.close()
 
 

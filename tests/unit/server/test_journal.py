@@ -12,7 +12,7 @@ import pytest
 from hanse.errors import WorkspaceError
 from hanse_server.journal import KEEP_SECONDS, Entry, Journal, State
 
-from tests.sqlite_files import enlarge_row, rename_table
+from tests.sqlite_files import commits, enlarge_row, rename_table
 
 
 def entry(name: str, site: str = "north") -> Entry:
@@ -123,10 +123,14 @@ def test_a_failure_leaves_nothing_half_done(path: Path) -> None:
     journal.close()
 
 
-def test_it_is_written_through_to_the_disk(path: Path) -> None:
+def test_all_but_what_is_advice_is_written_through_to_the_disk(path: Path) -> None:
     journal = Journal(path)
-    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    assert commits(journal._db, lambda: journal.owe([entry("one")])) == ["FULL"]
+    assert commits(journal._db, lambda: journal.mark(["one"], State.RECEIVED)) == ["NORMAL"]
+    assert commits(journal._db, lambda: journal.mark(["one"], State.ABANDONED)) == ["FULL"]
+    assert commits(journal._db, journal.settle) == ["FULL"]
     journal.close()
 
 
