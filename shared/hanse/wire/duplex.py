@@ -65,6 +65,7 @@ class Outgoing(Generic[F]):
                     self._transfers.popleft()
                 else:
                     yield frame
+                    del frame
             else:
                 self._changed.clear()
                 await self._changed.wait()
@@ -72,6 +73,8 @@ class Outgoing(Generic[F]):
 
 class Duplex(Generic[F]):
     """Sends what is put, hands on what comes, and gives up a peer that falls silent.
+
+    No frame outlives its turn: a thousand streams that wait would hold a thousand of the largest.
 
     Args:
         heartbeat: the frame that says nothing but that this end is there.
@@ -129,6 +132,7 @@ class Duplex(Generic[F]):
         async with aclosing(aiter(self.outgoing)) as frames:
             async for frame in frames:
                 await stream.write(frame)
+                del frame
         if self._stays:
             await asyncio.sleep(LINGER_SECONDS)
         return "this side ended the stream"
@@ -138,6 +142,7 @@ class Duplex(Generic[F]):
             self._heard_at = time.monotonic()
             if not self._farewell.is_set():
                 await on_frame(frame)
+            del frame
         return "the other side ended the stream"
 
     async def _beat(self, seconds: float) -> str:

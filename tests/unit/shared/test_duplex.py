@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -78,6 +79,42 @@ def test_a_transfer_that_is_cut_off_is_closed_before_the_stream_is_left() -> Non
         return why
 
     assert asyncio.run(main()) == "the other side ended the stream"
+
+
+def test_no_frame_is_held_while_the_stream_waits_for_the_next() -> None:
+    class Piece(str):
+        """A frame that can be watched."""
+
+    async def transfer() -> AsyncGenerator[str, None]:
+        yield watched("a chunk")
+
+    def watched(text: str) -> Piece:
+        piece = Piece(text)
+        alive.append(weakref.ref(piece))
+        return piece
+
+    alive: list[weakref.ref[Piece]] = []
+    sent: list[str] = []
+
+    class Sink(Wire):
+        async def write(self, frame: str) -> None:
+            sent.append(str(frame))
+
+    async def main() -> list[Piece | None]:
+        wire, end = Sink(), Duplex("beat")
+        await wire.incoming.put(watched("came"))
+        end.outgoing.put(watched("single"))
+        end.outgoing.transfer(transfer())
+        running = asyncio.create_task(end.run(wire, ignore, heartbeat_seconds=60))
+        while len(sent) < 3:
+            await asyncio.sleep(0)
+        held = [piece() for piece in alive]
+        await wire.incoming.put(grpc.aio.EOF)
+        await running
+        return held
+
+    assert asyncio.run(main()) == [None, None, None]
+    assert sorted(sent) == ["a chunk", "beat", "single"]
 
 
 def test_a_farewell_is_the_last_frame_and_nothing_is_heard_after_it(
