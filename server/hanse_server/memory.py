@@ -1,9 +1,11 @@
-"""Memory that is freed goes back to the operating system."""
+"""Memory that is freed goes back to the operating system, and what stays is not looked through."""
 
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 _MMAP_THRESHOLD = -3  # mallopt(3)
 LARGE_BYTES = 2 << 20
@@ -18,3 +20,22 @@ def give_back_large_blocks() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+@contextmanager
+def settling() -> Iterator[Callable[[], None]]:
+    """What has the garbage collector leave out all that is there when it is called.
+
+    Python's collector looks through every object of the process again and again, those of torch and
+    Flower too: some 500,000, of which none goes. That is a pause of 20 ms and more, and a tenth of
+    the time of a simulation. At the end of the context they count as before.
+    """
+
+    def settle() -> None:
+        gc.collect(1)  # a whole collection would be one of the pauses that it spares
+        gc.freeze()
+
+    try:
+        yield settle
+    finally:
+        gc.unfreeze()

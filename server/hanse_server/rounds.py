@@ -20,6 +20,7 @@ from hanse_server.checkpoint import Progress
 from hanse_server.decoding import Travelling
 from hanse_server.grid import HanseGrid
 from hanse_server.history import MISSING, RoundRecord, SiteRound
+from hanse_server.memory import settling
 from hanse_server.metrics import ServerMetrics
 from hanse_server.model import CentralJudge, initial_weights
 from hanse_server.replies import ReplyDesk
@@ -88,20 +89,23 @@ class RoundLoop:
         Raises:
             QuorumError: if ``strategy.patience`` rounds in a row found too few sites.
         """
-        with self._teller.running():
+        with self._teller.running(), settling() as settle:
             progress = self._resume()
             try:
-                self._rounds(progress)
+                self._rounds(progress, settle)
             finally:
                 self._archive.flush()
             self._teller.show("done", self._job.rounds)
 
-    def _rounds(self, progress: Progress) -> None:
+    def _rounds(self, progress: Progress, settle: Callable[[], None]) -> None:
+        first = progress.round + 1
         while progress.round < self._job.rounds:
             number = progress.round + 1
             self._metrics.round.set(number)
             with self._metrics.round_seconds.time():
                 progress = self._round(number, progress)
+            if number == first:
+                settle()
             if progress.missed >= self._job.strategy.patience:
                 self._teller.show("failed", number)
                 raise QuorumError(self._teller.why_missed(progress.missed))
