@@ -22,5 +22,12 @@ def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def square_norm(tensor: Tensor) -> float:
     """The square of a tensor's L2 norm, in float64; contiguous or not."""
     flat = tensor.reshape(-1)
-    parts = torch.split(flat, ELEMENTS)
-    return sum((float(each.double().square_().sum()) for each in parts), start=0.0)
+    parts = (flat,) if flat.numel() <= ELEMENTS else torch.split(flat, ELEMENTS)
+    wide = (each.double() for each in parts)
+    return sum((float(torch.dot(each, each)) for each in wide), start=0.0)
+
+
+def square_distance(some: Tensor, others: Tensor) -> float:
+    """The square of the L2 norm of a difference, in float64; of one shape, contiguous or not."""
+    pairs = slices(some.contiguous(), others.contiguous())
+    return sum((square_norm(one.double() - other) for one, other in pairs), start=0.0)

@@ -38,12 +38,13 @@ class Examples:
     targets: Tensor
 
     def __post_init__(self) -> None:
-        lengths = {len(tensor) for tensor in (*self.inputs, self.targets)}
-        if len(lengths) != 1:
-            raise DataError(f"inputs and targets differ in length: {sorted(lengths)}")
+        count = len(self)
+        if any(tensor.shape[0] != count for tensor in self.inputs):
+            lengths = sorted({len(tensor) for tensor in (*self.inputs, self.targets)})
+            raise DataError(f"inputs and targets differ in length: {lengths}")
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return self.targets.shape[0]
 
     def take(self, indices: Tensor) -> Examples:
         """The records at ``indices``, shape (k,), in that order."""

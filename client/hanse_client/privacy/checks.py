@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from hanse_client.privacy.probe import (
     PROBED,
     DropoutAtRest,
+    Tried,
     alike,
+    alike_gradients,
     another,
-    by_record,
     made_up,
     probe_of,
     seeded,
+    tried,
 )
 from hanse_client.steps import RecordLoss
 
@@ -157,45 +159,59 @@ def _repeats_itself(model: nn.Module, batch: Examples) -> bool:
 
 
 def _check_removal(model: nn.Module, loss: RecordLoss, batch: Examples) -> None:
-    outputs, losses, gradients = by_record(model, loss, batch)
-    if not torch.isfinite(losses).all():
-        raise TaskError(
-            "the loss of made-up records (floats in (0, 1), integers 0 and 1) is not finite",
-            remedy="The loss must be finite for every record of the declared types and shapes.",
-        )
-    for removed in range(PROBED):
-        rest = torch.tensor([i for i in range(PROBED) if i != removed])
-        try:
-            others = by_record(model, loss, batch.take(rest))
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise CoupledLossError(
-                f"the loss of {PROBED} records can be had, and not that of {PROBED - 1} of them"
-            ) from error
-        if len(outputs) == PROBED and not alike(outputs[rest], others[0]):
-            raise UnprovableModelError(
-                "the model's output for a record depends on the other records of its batch"
+    for kept in range(PROBED):
+        whole = tried(model, loss, batch, kept)
+        if not torch.isfinite(whole.losses).all():
+            raise TaskError(
+                "the loss of made-up records (floats in (0, 1), integers 0 and 1) is not finite",
+                remedy="The loss must be finite for every record of the declared types and shapes.",
             )
-        if not (alike(losses[rest], others[1]) and alike(gradients[rest], others[2])):
-            raise CoupledLossError("leaving one record out of a batch changes the others' losses")
+        for removed in range(PROBED):
+            if removed != kept:
+                _compare_without(removed, kept, whole, model, loss, batch)
+
+
+def _compare_without(
+    removed: int, kept: int, whole: Tried, model: nn.Module, loss: RecordLoss, batch: Examples
+) -> None:
+    """With one record left out, the others must be as before, and so the gradient of ``kept``."""
+    rest = [record for record in range(PROBED) if record != removed]
+    try:
+        others = tried(model, loss, batch.take(torch.tensor(rest)), rest.index(kept))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise CoupledLossError(
+            f"the loss of {PROBED} records can be had, and not that of {PROBED - 1} of them"
+        ) from error
+    if len(whole.outputs) == PROBED and not alike(whole.outputs[rest], others.outputs):
+        raise UnprovableModelError(
+            "the model's output for a record depends on the other records of its batch"
+        )
+    same_losses = alike(whole.losses[rest], others.losses)
+    if not (same_losses and alike_gradients(whole.gradient, others.gradient)):
+        raise CoupledLossError("leaving one record out of a batch changes the others' losses")
 
 
 def _check_replacement(model: nn.Module, loss: RecordLoss, batch: Examples) -> None:
     """With the same randomness, another record in one place must leave the rest as they are."""
-    with seeded():
-        expected = by_record(model, loss, batch)
-    for changed in (None, *range(PROBED)):
+    for kept in range(PROBED):
         with seeded():
-            found = by_record(model, loss, batch if changed is None else another(batch, changed))
-        others = torch.arange(PROBED) != (-1 if changed is None else changed)
-        pairs = list(zip(expected, found, strict=True))
-        if len(expected[0]) != PROBED:
-            pairs = pairs[1:]
-        if not all(alike(before[others], after[others]) for before, after in pairs):
-            raise UnprovableModelError(
-                "the model's randomness is not torch's, so that it cannot be tried"
-                if changed is None
-                else "the model's output for a record depends on the other records of its batch"
-            )
+            expected = tried(model, loss, batch, kept)
+        for changed in (None, *range(PROBED)):
+            if changed == kept:
+                continue
+            with seeded():
+                altered = batch if changed is None else another(batch, changed)
+                found = tried(model, loss, altered, kept)
+            others = torch.arange(PROBED) != (-1 if changed is None else changed)
+            same = alike(expected.losses[others], found.losses[others])
+            if len(expected.outputs) == PROBED:
+                same = same and alike(expected.outputs[others], found.outputs[others])
+            if not (same and alike_gradients(expected.gradient, found.gradient)):
+                raise UnprovableModelError(
+                    "the model's randomness is not torch's, so that it cannot be tried"
+                    if changed is None
+                    else "the model's output for a record depends on the other records of its batch"
+                )
 
 
 def _check_state(model: nn.Module, batch: Examples) -> None:

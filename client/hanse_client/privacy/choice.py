@@ -5,15 +5,24 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 
+import torch
 from hanse.errors import UnprovableModelError
 from hanse.task import Examples
 from torch import nn
 
 from hanse_client.privacy.backends import BACKENDS, make_backend
 from hanse_client.privacy.clipping import ClippedSum, Clipping
-from hanse_client.privacy.probe import DropoutAtRest, alike, by_record, made_up, probe_of, seeded
+from hanse_client.privacy.probe import (
+    DropoutAtRest,
+    alike_gradients,
+    gradients_of,
+    made_up,
+    norm_of,
+    probe_of,
+    seeded,
+)
 from hanse_client.privacy.settings import BackendName
-from hanse_client.steps import RecordLoss
+from hanse_client.steps import RecordLoss, trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +70,19 @@ def choose_backend(
 
 def _check_sums(name: BackendName, model: nn.Module, loss: RecordLoss, batch: Examples) -> None:
     with seeded(), DropoutAtRest():
-        _, _, gradients = by_record(model, loss, batch)
-    norms = gradients.norm(dim=1)
+        norms = torch.tensor([norm_of(each) for each in gradients_of(model, loss, batch)])
     clipping = Clipping(float(norms.median()) or 1.0)
-    expected = clipping.factors(norms) @ gradients
+    with seeded(), DropoutAtRest():
+        expected = [torch.zeros_like(parameter) for parameter in trainable(model)]
+        for gradient, factor in zip(
+            gradients_of(model, loss, batch), clipping.factors(norms), strict=True
+        ):
+            for total, part in zip(expected, gradient, strict=True):
+                total.add_(part, alpha=float(factor))
     found = _clipped_sum(name, model, loss, clipping, batch)
-    learned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    parts = expected.split(list(learned.values()))  # type: ignore[no-untyped-call]
-    for parameter, total, loop in zip(learned, found.sums, parts, strict=True):
-        if not alike(total.reshape(1, -1), loop[None]):
+    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for parameter, total, loop in zip(learned, found.sums, expected, strict=True):
+        if not alike_gradients((loop,), (total.reshape(loop.shape),)):
             raise UnprovableModelError(
                 f"parameter {parameter!r} is used outside the layer that it belongs to"
             )

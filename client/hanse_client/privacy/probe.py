@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hanse.slices import square_distance, square_norm
 from hanse.task import Examples
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +22,10 @@ PROBED = 4
 """Records that are made up."""
 
 _TOLERANCE = 1e-3  # far above float32's rounding, far below one record's share of four
+_LEAST = 1e-6
+
+Gradient = tuple[Tensor, ...]
+"""One tensor for each trainable parameter."""
 
 _DROPOUT = (
     F.dropout,
@@ -85,21 +92,59 @@ class DropoutAtRest(TorchFunctionMode):
         return func(*args, **named)
 
 
-def by_record(model: nn.Module, loss: RecordLoss, batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (B, ...), losses (B,), and the gradient of each loss, (B, P), from one pass."""
-    parameters = trainable(model)
+@dataclass(frozen=True)
+class Tried:
+    """What one pass over B records made, of which a single record's gradient was taken.
+
+    Attributes:
+        outputs: (B, ...).
+        losses: (B,).
+        gradient: of that record's loss, one tensor for each trainable parameter.
+    """
+
+    outputs: Tensor
+    losses: Tensor
+    gradient: Gradient
+
+
+def tried(model: nn.Module, loss: RecordLoss, batch: Examples, record: int) -> Tried:
+    """Try a batch, and take the gradient of one of its records.
+
+    Each gradient is as large as the model, so that those of several records, or of several
+    batches, would fill the memory of a site with a model that trains there easily.
+    """
     outputs = model(*batch.inputs)
     losses = loss(outputs, batch.targets)
-    gradients = [
-        flat(torch.autograd.grad(one, parameters, retain_graph=True, materialize_grads=True))
-        for one in losses
-    ]
-    return outputs.detach(), losses.detach(), torch.stack(gradients)
+    gradient = torch.autograd.grad(losses[record], trainable(model), materialize_grads=True)
+    return Tried(outputs.detach(), losses.detach(), gradient)
+
+
+def gradients_of(model: nn.Module, loss: RecordLoss, batch: Examples) -> Iterator[Gradient]:
+    """The gradient of each record's loss, one after the other, from one pass."""
+    parameters = trainable(model)
+    for one in loss(model(*batch.inputs), batch.targets):
+        yield torch.autograd.grad(one, parameters, retain_graph=True, materialize_grads=True)
+
+
+def by_record(model: nn.Module, loss: RecordLoss, batch: Examples) -> Tensor:
+    """All of these at once, (B, P): of small models."""
+    return torch.stack([flat(gradient) for gradient in gradients_of(model, loss, batch)])
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """All of them in one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def alike_gradients(some: Gradient, others: Gradient) -> bool:
+    """Whether they are the same gradient, up to rounding."""
+    difference = sum(square_distance(one, other) for one, other in zip(some, others, strict=True))
+    return math.sqrt(difference) <= _TOLERANCE * norm_of(some) + _LEAST
+
+
+def norm_of(gradient: Gradient) -> float:
+    """The L2 norm of all of it."""
+    return math.sqrt(sum(map(square_norm, gradient)))
 
 
 def alike(some: Tensor, others: Tensor) -> bool:
@@ -108,4 +153,4 @@ def alike(some: Tensor, others: Tensor) -> bool:
         return False
     some, others = some.reshape(len(some), -1).double(), others.reshape(len(others), -1).double()
     difference, size = (some - others).norm(dim=1), some.norm(dim=1)
-    return bool((difference <= _TOLERANCE * size + 1e-6).all())
+    return bool((difference <= _TOLERANCE * size + _LEAST).all())

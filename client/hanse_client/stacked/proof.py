@@ -51,7 +51,7 @@ def _tried(task: AnyTask, model: nn.Module, examples: Examples, plan: LocalPlan)
                 if parameter.requires_grad:
                     parameter.copy_(start[name] * factor)
         with seeded():
-            expected.append(by_record(model, loss, records)[2])
+            expected.append(by_record(model, loss, records))
     if any(not torch.equal(tensor, kept[name]) for name, tensor in model.named_buffers()):
         return "the model changes what it keeps of its own when it sees records"
     gradients = torch.stack(expected)

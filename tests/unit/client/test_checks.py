@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -388,3 +390,40 @@ def test_training_tries_the_augmentation_when_it_is_on() -> None:
         )
         with pytest.raises(UnprovableModelError) if augment else nullcontext():
             trainer.check(EXAMPLES, plan_round(job, 1, 100, site="s"))
+
+
+def test_checking_takes_the_memory_of_a_few_models_whatever_is_tried() -> None:
+    """In a process of its own: the peak of one that has run other tests tells nothing."""
+    told = subprocess.run(
+        [sys.executable, "-c", _CHECKED], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    assert 2.0 < float(told) < 7.0  # the probe, two gradients, and what a backend makes of them
+
+
+_CHECKED = """
+import gc
+from pathlib import Path
+import torch
+from hanse.task import Examples
+from hanse_client.privacy.checks import check_per_example
+from hanse_client.privacy.choice import choose_backend
+from torch import nn
+
+def loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+def peak():
+    (line,) = (l for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l)
+    return int(line.split()[1]) * 1024
+
+def check(width):
+    model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+    examples = Examples((torch.rand(4, width),), torch.zeros(4, dtype=torch.int64))
+    check_per_example(model, loss, examples)
+    choose_backend(model, loss, examples)
+
+check(10)
+before = peak()
+check(3000)
+print((peak() - before - 4 * 3000**2) / (4 * 3000**2))
+"""
