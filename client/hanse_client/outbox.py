@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from google.protobuf.message import DecodeError
 from hanse.arrays import Data
+from hanse.digests import BodyHash
 from hanse.durable import DAMAGE
 from hanse.errors import OutboxError
+from hanse.wire import hanse_pb2 as pb
+from hanse.wire.content import descriptors
 
 from hanse_client.bodies import Bodies
 
@@ -29,7 +32,11 @@ SETTLED_KEPT = 10_000
 
 @dataclass(frozen=True)
 class Held:
-    """A reply in an outbox: its header, and SHA-256 and size of its body."""
+    """A reply in an outbox: its header, and digest and size of its body.
+
+    Attributes:
+        sha256: of its arrays, as :mod:`hanse.digests` has it.
+    """
 
     instruction: str
     header: bytes
@@ -156,13 +163,13 @@ class Outbox:
                 bodies = Bodies(path)
                 replies = db.execute("SELECT * FROM reply ORDER BY put_at")
                 for instruction, header, _, file, small in replies:
-                    sha, size = hashlib.sha256(), 0
+                    header = _held(path, header, bytes)
+                    sha, size = BodyHash(_sizes(header)), 0
                     parts = [small] if file is None else bodies.parts(_held(path, file, str))
                     for data in parts:
                         sha.update(_held(path, data, bytes))
                         size += len(data)
-                    name = _held(path, instruction, str)
-                    yield Held(name, _held(path, header, bytes), sha.hexdigest(), size)
+                    yield Held(_held(path, instruction, str), header, sha.digest().hex(), size)
         except (*DAMAGE, OSError) as error:
             raise OutboxError(f"{path}: {error}") from error
 
@@ -172,6 +179,14 @@ class Outbox:
             yield
         except (*DAMAGE, OSError) as error:
             raise OutboxError(f"{self._path}: {error}") from error
+
+
+def _sizes(header: bytes) -> list[int]:
+    """Bytes of each array of a reply; none of one whose header cannot be read."""
+    with suppress(DecodeError):
+        content = pb.Content.FromString(pb.Header.FromString(header).content)
+        return [array.size for array in descriptors(content)]
+    return []
 
 
 _SCHEMA = """

@@ -7,6 +7,7 @@ who ask for ``data``; links and digests take them where they lie.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -64,12 +65,13 @@ class TensorArray(_LazyArray):
     """
 
     tensor: torch.Tensor
+    sha256: bytes | None
 
     def __init__(self, tensor: torch.Tensor) -> None:
         shape = tuple(tensor.shape)
         # Flower's Array watches over each attribute that is set; these are its first.
         self.__dict__.update(
-            tensor=tensor, dtype=_numpy_name(tensor.dtype), shape=shape, stype=_NUMPY
+            tensor=tensor, dtype=_numpy_name(tensor.dtype), shape=shape, stype=_NUMPY, sha256=None
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -147,6 +149,18 @@ def parts_of(array: Array) -> tuple[memoryview, ...]:
         header = memoryview(_header(array.dtype, array.shape))
         return (header, _bytes_of(array.tensor)) if array.tensor.numel() else (header,)
     return (memoryview(array.buffer if isinstance(array, BufferArray) else array.data),)
+
+
+def sha256_of(array: Array) -> bytes:
+    """SHA-256 of the bytes of an array; of a tensor it is remembered, as nobody will change it."""
+    if isinstance(array, TensorArray) and array.sha256 is not None:
+        return array.sha256
+    sha = hashlib.sha256()
+    for part in parts_of(array):
+        sha.update(part)
+    if isinstance(array, TensorArray):
+        array.sha256 = sha.digest()
+    return sha.digest()
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -20,7 +20,9 @@ from hanse.config import validate
 from hanse.errors import JobError
 from hanse.flower import CONFIG, JOB, Envelope
 from hanse.job import Job
-from hanse.wire.message import chunks, encode, make_header
+from hanse.wire import hanse_pb2 as pb
+from hanse.wire.content import descriptors
+from hanse.wire.message import Encoded, chunks, encode, make_header
 from hanse.wire.protocol import MAJOR, MINOR
 
 from tests.contract.dialect import Dialect, Meaning, descriptor_of_today, today
@@ -133,7 +135,7 @@ def test_what_is_encoded_today_meant_the_same_then(version: str, name: str) -> N
         made.ParseFromString(header.SerializeToString())
 
         assert meant == then.means(side, then.messages[side](header=made).SerializeToString())
-        assert made.digest == _digest(made.envelope, made.content, body)
+        assert made.digest == _digest(made.envelope, made.content, encoded)
 
 
 def _header_of(recorded: Vector, message_id: str) -> Meaning:
@@ -144,9 +146,13 @@ def _header_of(recorded: Vector, message_id: str) -> Meaning:
     )
 
 
-def _digest(envelope: bytes, content: bytes, body: bytes) -> bytes:
+def _digest(envelope: bytes, content: bytes, encoded: Encoded) -> bytes:
     """As hanse.proto says in words."""
-    said = len(content).to_bytes(8, "big") + content + hashlib.sha256(body).digest()
+    body, each, start = b"".join(encoded.body), b"", 0
+    for array in descriptors(pb.Content.FromString(content)):
+        each += hashlib.sha256(body[start : start + array.size]).digest()
+        start += array.size
+    said = len(content).to_bytes(8, "big") + content + hashlib.sha256(each).digest()
     inner = hashlib.sha256(said).digest()
     return hashlib.sha256(envelope + inner).digest()
 

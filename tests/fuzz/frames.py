@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ from flwr.app import Error as FlowerError
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Frame
 from hanse.aggregation import Checks
+from hanse.digests import BodyHash
 from hanse.flower import (
     ARRAYS,
     METRICS,
@@ -106,11 +106,17 @@ def changed(kind: Frame, data: bytes, randomness: Random) -> bytes:
     return kind.SerializeToString()
 
 
-def stream_of(content: RecordDict | FlowerError, envelope: Envelope, kind: Any) -> list[bytes]:
-    """The frames of a message, its body in two chunks."""
+def stream_of(
+    content: RecordDict | FlowerError, envelope: Envelope, kind: Any, *, inline: bool = False
+) -> list[bytes]:
+    """The frames of a message, its body in two chunks, or in the header."""
     encoded = encode(content)
     name = envelope.reply_to or envelope.message_id
-    frames = [kind(header=make_header(encoded, envelope))]
+    header = make_header(encoded, envelope, inline=1 << 20)
+    if inline:
+        header.body = b"".join(encoded.body)
+        return [kind(header=header).SerializeToString()]
+    frames = [kind(header=header)]
     for offset, data in chunks(encoded):
         half = len(data) // 2
         for start, piece in ((0, data[:half]), (half, data[half:])):
@@ -136,7 +142,7 @@ def parsed(data: bytes, kind: Any) -> tuple[int, list[Any]]:
 
 def _repair(frames: Sequence[Any]) -> None:
     """Make headers fit what follows them, so that a change goes deeper than the digest."""
-    body = b"".join(frame.chunk.data for frame in frames if frame.WhichOneof("kind") == "chunk")
+    chunked = b"".join(frame.chunk.data for frame in frames if frame.WhichOneof("kind") == "chunk")
     offset = 0
     for frame in frames:
         if frame.WhichOneof("kind") == "chunk":
@@ -144,6 +150,7 @@ def _repair(frames: Sequence[Any]) -> None:
             offset += len(frame.chunk.data)
         elif frame.WhichOneof("kind") == "header":
             header = frame.header
+            body = header.body or chunked
             header.body_size = len(body)
             try:
                 content = pb.Content.FromString(header.content)
@@ -154,7 +161,9 @@ def _repair(frames: Sequence[Any]) -> None:
                 rest = len(body) - sum(array.size for array in listed[:-1])
                 listed[-1].size = max(0, rest)
                 header.content = content.SerializeToString()
-            whole = content_digest(header.content, hashlib.sha256(body).digest())
+            arrays = BodyHash(array.size for array in listed)
+            arrays.update(body)
+            whole = content_digest(header.content, arrays.digest())
             header.digest = message_digest(header.envelope, whole)
 
 

@@ -172,7 +172,8 @@ def from_site(folder: Path) -> Target:
     hello = pb.Hello(held=[ASKED.message_id, "c"], busy=["d"], protocol=pb.Protocol(major=1))
     hello.partial.add(message_id=ASKED.message_id, received=10)
     seeds = [
-        pack([bytes([flags]), *begin, *stream_of(content, ANSWER, pb.SiteFrame)])
+        pack([bytes([flags]), *begin, *stream_of(content, ANSWER, pb.SiteFrame, inline=inline)])
+        for inline in (False, True)
         for flags in (REPAIR, REPAIR | MASKED)
         for begin in ([], [pb.SiteFrame(hello=hello).SerializeToString()])
         for content in contents()

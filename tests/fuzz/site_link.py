@@ -145,6 +145,10 @@ def to_site(folder: Path) -> Target:
         pack([b"\1", *stream_of(each, TO_HARBOUR, pb.ServerFrame), other.SerializeToString()])
         for each, other in zip(contents(), others, strict=False)
     ]
+    seeds += [
+        pack([b"\1", *stream_of(each, TO_HARBOUR, pb.ServerFrame, inline=True)])
+        for each in (asked, *contents())
+    ]
 
     def close() -> None:
         loop.run_until_complete(loop.shutdown_default_executor())

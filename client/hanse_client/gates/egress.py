@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from flwr.app import (
@@ -14,7 +13,7 @@ from flwr.app import (
 )
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from hanse.aggregation import PLAIN
-from hanse.arrays import parts_of
+from hanse.digests import arrays_digest
 from hanse.encodings import encoding_of
 from hanse.errors import PolicyError
 from hanse.flower import (
@@ -118,10 +117,6 @@ def _terms(runtime: SiteRuntime, kinds: dict[Kind, list[str]]) -> ConfigRecord:
 def _tell_release(runtime: SiteRuntime, message: Message, released: Released) -> None:
     content = released.content
     arrays = arrays_of(content)
-    digest = hashlib.sha256()
-    for array in arrays.values():
-        for part in parts_of(array):
-            digest.update(part)
     runtime.audit.write(
         "released",
         id=message.metadata.message_id,
@@ -130,7 +125,7 @@ def _tell_release(runtime: SiteRuntime, message: Message, released: Released) ->
         round=message.metadata.group_id,
         arrays=len(arrays),
         bytes=sum(map(size_of, arrays.values())),
-        sha256=digest.hexdigest() if arrays else None,
+        sha256=arrays_digest(arrays.values()).hex() if arrays else None,
         masked=bool(arrays) and is_secure(runtime),
         encoding=sorted({encoding_of(array) for array in arrays.values()} - {PLAIN}),
         metrics={name: dict(record) for name, record in content.metric_records.items()},

@@ -7,20 +7,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
+from flwr.app import ArrayRecord
+from hanse.arrays import TensorArray, read_tensor, sha256_of, to_array
 
 
-def model_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a model: of each tensor, by name, its name, dtype, shape and bytes.
+def model_digest(arrays: ArrayRecord) -> str:
+    """SHA-256 of a model: of each array, by name, its name, dtype, shape, and SHA-256 of its bytes.
 
-    It does not depend on the file that the model lies in.
+    It depends neither on the file that the model lies in, nor on how a strategy wrote its arrays.
     """
     sha = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for name in sorted(arrays):
+        array = arrays[name]
+        if not isinstance(array, TensorArray):
+            array = to_array(read_tensor(array), adopt=True)
+        sha.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0".encode() + sha256_of(array))
     return sha.hexdigest()
 
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, Message
 from hanse.errors import HanseError, TrailError, WorkspaceError
-from hanse.flower import METRICS, WEIGHT, Envelope, error_label, read_tensors
+from hanse.flower import METRICS, WEIGHT, Envelope, error_label
 from hanse.trail import Trail
 from hanse.wire.message import Encoded
 from hanse.wire.protocol import versions
@@ -163,14 +163,14 @@ class ServerTrail(Trail):
                     told = {"type": kind, "round": str(record.round)}
                     why = {"label": site.outcome, "reason": site.reason}
                     self.note("left_out", id=site.reply, site=name, **told, **why)
-        model = model_digest(read_tensors(arrays))
+        model = model_digest(arrays)
         same = released is arrays
         self.write(
             "kept",
             round=str(record.round),
             outcome=record.outcome,
             model=model,
-            released=model if same else model_digest(read_tensors(released)),
+            released=model if same else model_digest(released),
             folded=went_in(record, "train"),
             judged=went_in(record, "evaluate"),
         )

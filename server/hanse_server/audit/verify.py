@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hanse.errors import TrailError, WorkspaceError
+from hanse.flower import to_record
 from hanse.trail import chained_lines, last_digest
 
 from hanse_server import checkpoint
@@ -107,7 +108,7 @@ def _check_checkpoints(account: Account, workspace: Path, rounds: Sequence[int])
             continue
         if model is None:
             continue
-        if model_digest(model) != account.kept[number].model:
+        if model_digest(to_record(model, adopt=True)) != account.kept[number].model:
             raise TrailError(
                 f"the checkpoint of round {number} does not hold the model that the trail tells of"
             )
@@ -126,7 +127,7 @@ def _check_models(account: Account, workspace: Path) -> list[str]:
         number = statement.get("round")
         if number not in account.released:
             raise TrailError(f"{path}: the trail knows of no round {number}")
-        if model_digest(model) not in account.released[number]:
+        if model_digest(to_record(model, adopt=True)) not in account.released[number]:
             raise TrailError(f"{path} is not the model of round {number} that the trail tells of")
         if name == "last" and number < _last_completed(account, workspace):
             raise TrailError(f"{path} is of round {number}: later ones were completed")

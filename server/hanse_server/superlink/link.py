@@ -7,7 +7,6 @@ there is room for.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import threading
@@ -20,12 +19,13 @@ from typing import Self, cast
 
 from flwr.app import Message, RecordDict
 from hanse.arrays import as_flowers
+from hanse.digests import arrays_digest
 from hanse.errors import HanseError, LostError, WireError
 from hanse.flower import LOST_ON_THE_WAY, SERVER_NODE_ID, Envelope, error_reply, open_envelope
 from hanse.identity import node_id_of
 from hanse.superlink import SLIP, Slip
 from hanse.wire import hanse_pb2 as pb
-from hanse.wire.content import descriptors, restore
+from hanse.wire.content import arrays_of, descriptors, restore
 from hanse.wire.limits import Limits
 from hanse.wire.message import Encoded, encode
 
@@ -349,13 +349,12 @@ class SuperLink:
         )
         self._received += encoded.body_size
         self._metrics.received_bytes.labels(asked.site).inc(encoded.body_size)
-        arrays = hashlib.sha256(b"".join(encoded.body))
         self._answer(
             pending,
             open_envelope(envelope, content),
             digest=encoded.digest.hex(),
             bytes=encoded.body_size,
-            sha256=arrays.hexdigest() if encoded.body else None,
+            sha256=arrays_digest(arrays_of(content)).hex() if encoded.body else None,
         )
 
     def _fail(self, pending: Pending, error: HanseError) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from flwr.app import Message
 from google.protobuf.message import DecodeError
 
 from hanse.arrays import Data, Part
+from hanse.digests import BodyHash
 from hanse.errors import WireError
 from hanse.flower import Envelope, open_envelope
 from hanse.wire import hanse_pb2 as pb
@@ -38,7 +38,7 @@ class Assembler:
         self._header = header
         self.envelope = check_envelope(header, limits)
         self._content = _check_content(header, limits)
-        self._hash = hashlib.sha256()
+        self._hash = BodyHash(array.size for array in descriptors(self._content))
         self._body = Body(header.body_size, spool)
         self.received = 0
         if header.body:
@@ -61,8 +61,8 @@ class Assembler:
         return min(self._header.inline, INLINE_BYTES)
 
     def arrays_digest(self) -> str | None:
-        """SHA-256 of the bytes of all arrays in their order; None of a message without any."""
-        return self._hash.hexdigest() if any(descriptors(self._content)) else None
+        """Of all arrays, in hexadecimal; None of a message without any."""
+        return self._hash.digest().hex() if any(descriptors(self._content)) else None
 
     @property
     def complete(self) -> bool:

@@ -300,9 +300,11 @@ class Header(_message.Message):
     """a Content; the same bytes for every site that gets the same content"""
     body_size: _builtins.int
     digest: _builtins.bytes
-    """sha256(envelope, sha256(size of content as 8 bytes, content, sha256(body)))"""
+    """sha256(envelope, sha256(size of content as 8 bytes, content,"""
     body: _builtins.bytes
-    """the whole of it, or nothing"""
+    """sha256(sha256 of each array)))
+    the whole of it, or nothing
+    """
     inline: _builtins.int
     """of an instruction: bytes of a body that the header of its reply may hold"""
     def __init__(

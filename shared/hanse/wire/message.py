@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 from google.protobuf.message import DecodeError
 
 from hanse.arrays import parts_of
+from hanse.digests import arrays_digest
 from hanse.errors import WireError
 from hanse.flower import Envelope
 from hanse.wire import hanse_pb2 as pb
@@ -50,11 +51,9 @@ def encode(content: RecordDict | FlowerError) -> Encoded:
         WireError: if it holds what the wire cannot carry.
     """
     description = describe(content).SerializeToString(deterministic=True)
-    body = tuple(part for array in arrays_of(content) for part in parts_of(array))
-    sha = hashlib.sha256()
-    for data in body:
-        sha.update(data)
-    return Encoded(description, body, content_digest(description, sha.digest()))
+    arrays = list(arrays_of(content))
+    body = tuple(part for array in arrays for part in parts_of(array))
+    return Encoded(description, body, content_digest(description, arrays_digest(arrays)))
 
 
 def make_header(encoded: Encoded, envelope: Envelope, *, inline: int = 0) -> pb.Header:
@@ -113,7 +112,7 @@ def _pieces(body: tuple[memoryview, ...], start: int, most: int) -> Iterator[mem
 
 
 def content_digest(content: bytes, body_digest: bytes) -> bytes:
-    """The digest of a content, by that of its body: it is computed once, for the trails too."""
+    """The digest of a content, by that of its arrays: it is computed once, for the trails too."""
     return hashlib.sha256(len(content).to_bytes(8, "big") + content + body_digest).digest()
 
 

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from hanse.errors import NotRegisteredError, TrailError, UpdateError, WorkspaceError
 from hanse.examples import example
 from hanse.flower import (
@@ -129,7 +130,7 @@ def test_what_was_told_of_an_undisturbed_run_holds(folder: Path, job: Job) -> No
     assert account.kept[3].folded == {"north-3": "north"}
     (unfit,) = told(lines_of(audit_path(folder)), "left_out")
     assert (unfit["site"], unfit["id"], unfit["label"]) == ("south", "south-3", "update")
-    assert account.kept[3].model == model_digest({"w": torch.tensor([3.0])})
+    assert account.kept[3].model == model_digest(to_record({"w": torch.tensor([3.0])}))
 
 
 def test_a_round_is_one_fsync_for_its_instructions_and_one_for_its_end(
@@ -352,15 +353,23 @@ def test_the_digest_of_a_model_is_that_of_its_contents() -> None:
         "n": torch.empty(0, dtype=torch.int64),
         "t": torch.tensor([True]),
     }
-    digest = model_digest(tensors)
-    assert model_digest(dict(reversed(tensors.items()))) == digest
+    digest = model_digest(to_record(tensors))
+    assert model_digest(to_record(dict(reversed(tensors.items())))) == digest
     for other in (
         tensors | {"a": torch.zeros(3, 2)},
         tensors | {"a": torch.zeros(2, 3, dtype=torch.int32)},
         tensors | {"t": torch.tensor([False])},
         {name: tensor for name, tensor in tensors.items() if name != "n"},
     ):
-        assert model_digest(other) != digest
+        assert model_digest(to_record(other)) != digest
+
+
+def test_the_digest_of_a_model_is_not_that_of_how_a_strategy_wrote_it() -> None:
+    """Flower's own strategies write arrays by numpy, in the order in which they lie in memory."""
+    array = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    written = ArrayRecord({"w": Array(array)})
+    assert b"'fortran_order': True" in written["w"].data
+    assert model_digest(written) == model_digest(to_record({"w": torch.from_numpy(array)}))
 
 
 def test_the_digest_of_metrics_outlives_a_file() -> None:
