@@ -181,9 +181,9 @@ def test_a_worker_that_dies_costs_its_message_and_no_more(
             started.append(engine)
             worker.process.kill()
             worker.process.join()
-            while worker.connection.poll():  # what it had said before it died is lost too
+            while worker.pipe.connection.poll():  # what it had said before it died is lost too
                 try:
-                    worker.connection.recv_bytes()
+                    worker.pipe.connection.recv_bytes()
                 except EOFError:
                     break
         return collect(engine, worker)
