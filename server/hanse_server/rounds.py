@@ -81,7 +81,7 @@ class RoundLoop:
         self._folds_late = job.strategy.folds_late
         self._taken_up = False
         self._owing: frozenset[str] = frozenset()  # asked by an earlier server of this run
-        self._arrays = ArrayRecord()  # the model; held here alone, so that none outlives its round
+        self._arrays = ArrayRecord()  # the model; a frame's own would hold it for a round longer
 
     def run(self) -> None:
         """All rounds that are left.
@@ -91,6 +91,7 @@ class RoundLoop:
         """
         with self._teller.running(), settling() as settle:
             progress = self._resume()
+            settle()
             try:
                 self._rounds(progress, settle)
             finally:

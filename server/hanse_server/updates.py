@@ -79,7 +79,7 @@ def _scaled(reply: Message, factor: float) -> Message:
     """The reply with its update times ``factor``; whole numbers are rounded towards 0."""
     ((key, arrays),) = reply.content.array_records.items()
     scaled = {
-        name: tensor.double().mul_(factor).to(tensor.dtype)
+        name: (tensor.double() * factor).to(tensor.dtype)
         for name, tensor in read_tensors(arrays).items()
     }
     reply.content = RecordDict({**reply.content, key: to_record(scaled)})

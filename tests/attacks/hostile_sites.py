@@ -18,6 +18,7 @@ from hanse.errors import PolicyError
 from hanse.flower import TERMS, WEIGHT, Envelope
 from hanse.identity import node_id_of
 from hanse.wire import hanse_pb2 as pb
+from hanse.wire.message import encode
 from hanse.wire.protocol import MOST_TOLD, this_protocol
 from hanse_client.link.coordinator import make_hello
 from hanse_server.link.manners import STREAMS_AT_ONCE
@@ -31,6 +32,7 @@ from tests.attacks.liar import (
     answer,
     enter,
     envelope_of,
+    header,
     knock,
     update,
     with_array,
@@ -79,6 +81,24 @@ def _replies(make: Callable[[], object], **false: object) -> Callable[..., Actin
         await liar.reply(asked, make(), **false)  # type: ignore[arg-type]
 
     return attack
+
+
+async def _cuts_the_body_in_the_header_short(liar: Liar, asked: Envelope) -> None:
+    made = _with_body(asked)
+    made.body = made.body[:-1]
+    await liar.say(header=made)
+
+
+async def _brings_a_large_body_along(liar: Liar, asked: Envelope) -> None:
+    await liar.say(header=_with_body(asked, Array("uint8", (2_000_000,), "raw", b"x" * 2_000_000)))
+
+
+def _with_body(asked: Envelope, array: Array | None = None) -> pb.Header:
+    """A header that holds the whole body of an answer."""
+    content = answer() if array is None else with_array(array)
+    made = header(asked, content)
+    made.body = b"".join(encode(content).body)
+    return made
 
 
 def npy(array: object, **how: object) -> bytes:
@@ -256,6 +276,16 @@ IN_A_ROUND = (
         attack=_replies(lambda: answer(update() | {"weight": torch.ones(1, 1_000_000)})),
     ),
     InARound(
+        does="sends a part of a body in a header",
+        label="wire",
+        attack=_cuts_the_body_in_the_header_short,
+    ),
+    InARound(
+        does="sends a body of two megabytes in a header",
+        label="wire",
+        attack=_brings_a_large_body_along,
+    ),
+    InARound(
         does="sends a header of a megabyte",
         label="wire",
         attack=_replies(lambda: Error(PolicyError.exit_code, "x" * 1_000_000)),
@@ -313,6 +343,18 @@ async def _floods_with_one_header(liar: Liar, asked: Envelope) -> None:
         await liar.announce(own, answer())
 
 
+async def _floods_with_whole_replies(liar: Liar, asked: Envelope) -> None:
+    """The first is the reply; all others bring a body that is of no use."""
+    own = await liar.asked()
+    for _ in range(MANY):
+        await liar.say(header=_with_body(own))
+
+
+async def _floods_with_bodies_in_headers(liar: Liar, asked: Envelope) -> None:
+    for number in range(MANY):
+        await liar.say(header=_with_body(envelope_of(f"{number:032x}")))
+
+
 async def _floods_with_chunks(liar: Liar, asked: Envelope) -> None:
     for number in range(MANY):
         await liar.say(chunk=pb.Chunk(message_id=f"{number}", data=b"x" * 1000))
@@ -362,6 +404,16 @@ ON_THE_STREAM = (
     ),
     OnTheStream(
         does="announces one reply over and over", label="wire", attack=_floods_with_one_header
+    ),
+    OnTheStream(
+        does="sends one reply over and over, its body with it",
+        label="wire",
+        attack=_floods_with_whole_replies,
+    ),
+    OnTheStream(
+        does="sends headers with bodies of replies that nobody asked for",
+        label="wire",
+        attack=_floods_with_bodies_in_headers,
     ),
     OnTheStream(
         does="sends bodies that nobody asked for", label="wire", attack=_floods_with_chunks

@@ -160,6 +160,48 @@ def test_a_small_message_is_one_frame_each_way(
     assert [each for each in frames if each != "heartbeat"] == said
 
 
+def test_the_longest_header_with_the_largest_body_in_it_is_let_through(loopback: Loopback) -> None:
+    config = ConfigRecord({"text": "x" * 190_000})
+    content = RecordDict({**weights(1.04), "config": config})
+    server = loopback.server(limits=Limits(max_header_bytes=200_000))
+    client = loopback.client("north", echo)
+    server.await_sites("north")
+
+    (reply,) = ask(server.grid(), content, "north")
+
+    assert reply.content == content
+    assert (
+        client.link._streams == 1
+    )  # a frame too large would have ended the first
+
+
+def test_small_replies_beyond_the_room_for_all_wait_to_be_asked_for(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hanse_server.link.exchange.ON_THE_WAY", 100_000)
+    asked: list[str] = []
+    grant = Session.grant
+
+    def granted(self: Session, instruction: str, received: int, size: int) -> None:
+        asked.append(instruction)
+        grant(self, instruction, received, size)
+
+    monkeypatch.setattr(Session, "grant", granted)
+    names = [f"site-{number}" for number in range(4)]
+    server = loopback.server()
+    for name in names:
+        loopback.client(name, echo)
+    server.await_sites(*names)
+    grid = server.grid()
+
+    for server_round in (1, 2):
+        replies = list(ask(grid, weights(0.05), *names, server_round=server_round))
+        assert [each.content for each in replies] == [weights(0.05)] * 4
+        grid.settle()
+
+    assert len(asked) == 2 * 3  # of 64 KiB, 34 KB, nothing and nothing, one is enough
+
+
 def test_a_small_reply_under_way_at_a_restart_waits_until_it_is_asked_for(
     loopback: Loopback,
 ) -> None:

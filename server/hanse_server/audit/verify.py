@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from hanse.errors import TrailError, WorkspaceError
 from hanse.flower import to_record
 from hanse.trail import chained_lines, last_digest
+from torch import Tensor
 
 from hanse_server import checkpoint
 from hanse_server.audit.account import Account
@@ -108,7 +109,7 @@ def _check_checkpoints(account: Account, workspace: Path, rounds: Sequence[int])
             continue
         if model is None:
             continue
-        if model_digest(to_record(model, adopt=True)) != account.kept[number].model:
+        if _digest_of(model) != account.kept[number].model:
             raise TrailError(
                 f"the checkpoint of round {number} does not hold the model that the trail tells of"
             )
@@ -127,12 +128,20 @@ def _check_models(account: Account, workspace: Path) -> list[str]:
         number = statement.get("round")
         if number not in account.released:
             raise TrailError(f"{path}: the trail knows of no round {number}")
-        if model_digest(to_record(model, adopt=True)) not in account.released[number]:
+        if _digest_of(model) not in account.released[number]:
             raise TrailError(f"{path} is not the model of round {number} that the trail tells of")
         if name == "last" and number < _last_completed(account, workspace):
             raise TrailError(f"{path} is of round {number}: later ones were completed")
         found.append(f"models/{name}.safetensors")
     return found
+
+
+def _digest_of(model: Mapping[str, Tensor]) -> str:
+    """The digest of a model that a file holds; none that a trail tells of has any other dtype."""
+    try:
+        return model_digest(to_record(model, adopt=True))
+    except TypeError as foreign:
+        raise TrailError(f"a model of the run holds what no update can: {foreign}") from foreign
 
 
 def _last_completed(account: Account, workspace: Path) -> int:

@@ -27,7 +27,7 @@ from hanse_server.link.instruction import Instruction, Reply
 from hanse_server.link.manners import Complaints
 from hanse_server.link.pending import Pending
 from hanse_server.link.session import Session
-from hanse_server.link.slots import Progress, Slots
+from hanse_server.link.slots import Allotment, Progress, Slots
 from hanse_server.metrics import ServerMetrics
 
 log = logging.getLogger("hanse.link")
@@ -45,8 +45,9 @@ LEAST_CHUNK = 64 << 10
 def chunk_bytes(sites: int) -> int:
     """How large the pieces of instructions are, and bodies that come in the headers of replies.
 
-    gRPC is given one of each site at a time. Those of all sites are 128 MiB together, or 64 KiB a
-    site beyond 2,048 of them, however slow the sites are and however large the model.
+    gRPC is given one of each site at a time, which it holds twice: as it is, and enciphered. Those
+    of all sites are 128 MiB together, or 64 KiB a site beyond 2,048 of them, however slow the sites
+    are and however large the model.
     """
     return max(LEAST_CHUNK, min(CHUNK_BYTES, ON_THE_WAY // max(1, sites)))
 
@@ -68,6 +69,7 @@ class Exchange:
     complaints: Complaints = field(default_factory=lambda: Complaints(log))
     sessions: dict[str, Session] = field(default_factory=dict)
     _pending: dict[str, Pending] = field(default_factory=dict)
+    _inline: Allotment = field(default_factory=lambda: Allotment(ON_THE_WAY))
     _partial: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _late: set[str] = field(default_factory=set)
     _abandoned: OrderedDict[str, str] = field(default_factory=OrderedDict)  # each with its site
@@ -90,6 +92,7 @@ class Exchange:
         for each in instructions:
             pending = self._pending.pop(each, None)
             self._partial.pop(each, None)
+            self._inline.give_back(each)
             if pending is None:
                 continue
             site = pending.instruction.site
@@ -106,6 +109,12 @@ class Exchange:
             pending = self._pending.get(each)
             if pending is not None:
                 pending.instruction = replace(pending.instruction, encoded=None)
+
+    def taken(self, instruction: str, slots: Slots | None) -> None:
+        """The app has taken a reply, which held a slot, or came in its header."""
+        self._inline.give_back(instruction)
+        if slots is not None:
+            self.release(slots)
 
     def release(self, slots: Slots) -> None:
         """A slot is free again: the next reply that waits for one may come."""
@@ -231,13 +240,13 @@ class Exchange:
             self._fail(pending, LostError(f"site {session.site!r} has lost what it was at"))
         else:
             most = chunk_bytes(len(self.sessions))
-            pending.inline = min(most, pending.instruction.limits.max_body_bytes)
+            inline = min(most, pending.instruction.limits.max_body_bytes)
             session.instruct(
                 encoded,
                 pending.instruction.envelope,
                 start=start if start <= encoded.body_size else 0,
                 most=most,
-                inline=pending.inline,
+                inline=self._inline.allot(pending.id, inline),
                 wanted=lambda: pending.id in self._pending,
             )
 
@@ -249,10 +258,11 @@ class Exchange:
             raise WireError(f"a reply of {session.site} carries the id of another site or run")
         if (envelope.message_type, envelope.group_id) != (own.message_type, own.group_id):
             raise WireError(f"a reply of {session.site} is of another type or round than asked for")
-        if len(header.body) > pending.inline:
+        inline, most = len(header.body), self._inline.of(pending.id)
+        if inline > most:
             raise WireError(
-                f"a header of {session.site} holds {len(header.body)} bytes of a body, it was told "
-                f"that the most are {pending.inline}"
+                f"a header of {session.site} holds {inline} bytes of a body, it was told that the "
+                f"most are {most}"
             )
         if pending.granted:
             return  # it is on its way already
@@ -293,6 +303,7 @@ class Exchange:
         self.trail.answered(asked.site, asked.envelope, message, **arrived)
         del self._pending[pending.id]
         self._partial.pop(pending.id, None)
+        pending.slots.waiting.pop(pending.id, None)
         pending.answer(Reply(message, pending.slots if pending.granted else None))
 
     def _pending_of(self, session: Session, instruction: str) -> Pending | None:

@@ -19,7 +19,6 @@ class Pending:
         answer: is called with the reply.
         assembler: of the reply, once it is announced.
         progress: of the reply, while it holds a slot.
-        inline: bytes of its body that the reply may have in its header, without a slot.
     """
 
     instruction: Instruction
@@ -27,7 +26,6 @@ class Pending:
     slots: Slots
     assembler: Assembler | None = None
     progress: Progress | None = None
-    inline: int = 0
 
     @property
     def id(self) -> str:

@@ -185,9 +185,9 @@ class LinkServer:
 
     def take(self, reply: Reply) -> None:
         """The app has taken a reply."""
-        self._journal.mark([reply.message.metadata.reply_to_message_id], State.RECEIVED)
-        if reply.slots is not None:
-            self._call(self._exchange.release, reply.slots)
+        instruction = reply.message.metadata.reply_to_message_id
+        self._journal.mark([instruction], State.RECEIVED)
+        self._call(self._exchange.taken, instruction, reply.slots)
 
     def abandon(self, instructions: Collection[str]) -> None:
         """The app goes on without the replies to these."""

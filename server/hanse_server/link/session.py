@@ -166,12 +166,19 @@ class Session:
         if not wanted():
             self.busy.discard(envelope.message_id)
             return
-        header = make_header(encoded, envelope, inline=inline)
-        if start == 0 and encoded.body_size <= most:
-            header.body, start = b"".join(encoded.body), encoded.body_size
-        self._count_sent(self.site, header.ByteSize())
-        yield pb.ServerFrame(header=header)
+        whole = start == 0 and encoded.body_size <= most
+        yield self._opening(encoded, make_header(encoded, envelope, inline=inline), whole=whole)
+        if whole:
+            return
         for offset, parts in chunks_in_parts(encoded, start, most):
             chunk = Chunk(envelope.message_id, offset, parts)
             self._count_sent(self.site, chunk.size)
             yield chunk
+
+    def _opening(self, encoded: Encoded, header: pb.Header, *, whole: bool) -> pb.ServerFrame:
+        """The first frame of an instruction, with its body if it is the only one."""
+        frame = pb.ServerFrame(header=header)
+        if whole:
+            frame.header.body = b"".join(encoded.body)
+        self._count_sent(self.site, frame.header.ByteSize())
+        return frame

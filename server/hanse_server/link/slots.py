@@ -17,7 +17,8 @@ LEAST_TURN_SECONDS = 60.0
 class Slots:
     """How many replies of one exchange may be on their way, or here and not yet taken.
 
-    The rest wait at their sites, so that the server's memory does not grow with their number.
+    The rest wait at their sites, so that the server's memory does not grow with their number. Small
+    ones that come in their headers need none: of them there is an :class:`Allotment`.
 
     Args:
         most: how many at a time.
@@ -41,6 +42,36 @@ class Slots:
         """
         share = self._most / (self._most + len(self.waiting)) if self.waiting else math.inf
         return max(LEAST_TURN_SECONDS, (self.until - now) * share)
+
+
+class Allotment:
+    """Bytes that replies may bring along in their headers, without a slot: so many for all.
+
+    Args:
+        most: bytes of all replies that are on their way, or here and not yet taken.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._held: dict[str, int] = {}
+
+    def allot(self, instruction: str, asked: int) -> int:
+        """What the reply to an instruction gets of the bytes asked for; the rest needs a slot.
+
+        It keeps what it has where the instruction is sent again.
+        """
+        if instruction not in self._held:
+            self._held[instruction] = min(asked, self._left)
+            self._left -= self._held[instruction]
+        return self._held[instruction]
+
+    def of(self, instruction: str) -> int:
+        """What the reply to an instruction has got."""
+        return self._held.get(instruction, 0)
+
+    def give_back(self, instruction: str) -> None:
+        """The reply is taken, or nobody waits for it any more."""
+        self._left += self._held.pop(instruction, 0)
 
 
 @dataclass

@@ -41,9 +41,9 @@ class Assembler:
         self._hash = BodyHash(array.size for array in descriptors(self._content))
         self._body = Body(header.body_size, spool)
         self.received = 0
-        if header.body:
-            self.add(0, header.body)
+        if body := header.body:  # each look at it is a copy
             header.ClearField("body")
+            self.add(0, body)
 
     @property
     def size(self) -> int:
@@ -153,10 +153,11 @@ def _check_content(header: pb.Header, limits: Limits) -> pb.Content:
         raise WireError(
             f"the arrays of a message declare {declared} bytes, its header {header.body_size}"
         )
-    if len(header.body) not in (0, header.body_size):
-        raise WireError(f"a header holds {len(header.body)} bytes of {header.body_size}")
-    if len(header.body) > INLINE_BYTES:
-        raise WireError(f"a header holds {len(header.body)} bytes: the most are {INLINE_BYTES}")
+    inline = len(header.body)
+    if inline not in (0, header.body_size):
+        raise WireError(f"a header holds {inline} bytes of {header.body_size}")
+    if inline > INLINE_BYTES:
+        raise WireError(f"a header holds {inline} bytes: the most are {INLINE_BYTES}")
     return content
 
 

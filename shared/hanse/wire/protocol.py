@@ -9,7 +9,7 @@ from hanse.errors import HanseError, ProtocolError, WireError, error_types
 from hanse.plain import plain
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.limits import Limits
-from hanse.wire.message import CHUNK_BYTES
+from hanse.wire.message import CHUNK_BYTES, INLINE_BYTES
 
 MAJOR, MINOR = 1, 0
 
@@ -45,7 +45,7 @@ def grpc_options(limits: Limits) -> list[tuple[str, int]]:
 
     HTTP/2 pings find a dead connection even while it is idle; they are allowed at any time.
     """
-    largest = max(limits.max_header_bytes, CHUNK_BYTES) + _FRAME_OVERHEAD
+    largest = max(limits.max_header_bytes + INLINE_BYTES, CHUNK_BYTES) + _FRAME_OVERHEAD
     return [
         ("grpc.max_receive_message_length", largest),
         ("grpc.max_send_message_length", -1),

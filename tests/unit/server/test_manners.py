@@ -19,6 +19,7 @@ from hanse_server.link.slots import (
     LEAST_PROGRESS,
     LEAST_TURN_SECONDS,
     PROGRESS_SECONDS,
+    Allotment,
     Progress,
     Slots,
 )
@@ -102,6 +103,15 @@ def test_a_turn_is_a_share_of_the_time_left_while_others_wait() -> None:
     assert "others wait" in progress.complaint(LEAST_PROGRESS, slots, 400.0)
     slots.waiting.clear()
     assert progress.complaint(2 * LEAST_PROGRESS, slots, 400.0) == ""
+
+
+def test_what_replies_bring_along_is_so_much_for_all() -> None:
+    allotment = Allotment(100)
+    assert [allotment.allot(name, 60) for name in ("a", "b", "c", "a")] == [60, 40, 0, 60]
+    assert [allotment.of(name) for name in ("a", "b", "c", "d")] == [60, 40, 0, 0]
+    for name in ("a", "a", "c", "d"):
+        allotment.give_back(name)
+    assert [allotment.allot(name, 60) for name in ("c", "d")] == [60, 0]
 
 
 def asked(kind: str, **tensors: torch.Tensor) -> Message:

@@ -36,6 +36,8 @@ from hanse_server.checkpoint import Progress
 from hanse_server.history import RoundRecord, SiteRound
 from hanse_server.workspace import Workspace, audit_path
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.forged import lines_of, told
 
@@ -233,6 +235,17 @@ def test_an_earlier_model_put_in_place_of_the_last_is_found(folder: Path, job: J
     (folder / "models" / "last.safetensors").write_bytes(first)
 
     with pytest.raises(TrailError, match="is of round 1: later ones were completed"):
+        verify_trail(folder)
+
+
+def test_a_model_of_a_dtype_that_no_update_can_have_is_found(folder: Path, job: Job) -> None:
+    Server(folder, job).round()
+    path = folder / "models" / "last.safetensors"
+    with safe_open(path, "pt") as opened:
+        metadata = opened.metadata()
+    save_file({"w": torch.zeros(1).to(torch.float8_e4m3fn)}, path, metadata)
+
+    with pytest.raises(TrailError, match="holds what no update can"):
         verify_trail(folder)
 
 
