@@ -170,9 +170,7 @@ def test_the_longest_header_with_the_largest_body_in_it_is_let_through(loopback:
     (reply,) = ask(server.grid(), content, "north")
 
     assert reply.content == content
-    assert (
-        client.link._streams == 1
-    )  # a frame too large would have ended the first
+    assert client.link._streams == 1  # a frame too large would have ended the first
 
 
 def test_small_replies_beyond_the_room_for_all_wait_to_be_asked_for(
