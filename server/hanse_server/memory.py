@@ -27,8 +27,8 @@ def settling() -> Iterator[Callable[[], None]]:
     """What has the garbage collector leave out all that is there whenever it is called.
 
     Python's collector looks through every object of the process again and again, those of torch and
-    Flower too: some 500,000, of which none goes. That is a pause of 20 ms and more, and a fifth of
-    the time of a simulation. At the end of the context they count as before. A process that has
+    Flower too, of which none goes: pauses of some 20 ms, and a fifth of the time of a simulation of
+    small models. At the end of the context they count as before. A process that has
     itself set objects aside (:func:`gc.freeze`) is left as it is.
     """
     if gc.get_freeze_count():
