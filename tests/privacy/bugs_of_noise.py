@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 import torch
+from hanse_client.privacy.ahead import NoiseAhead
 from hanse_client.privacy.noise import SecureNoise
 from torch import Tensor
 
@@ -41,6 +42,16 @@ def reseeded(self: SecureNoise, count: int) -> Tensor:
     return torch.randn(count, dtype=torch.float64, generator=generator)
 
 
+def given_again(ground: Ground) -> None:
+    """What was drawn ahead for a step is used in each one after it."""
+    draw, given = NoiseAhead.standard_normals, dict[int, Tensor]()
+
+    def again(self: NoiseAhead, count: int) -> Tensor:
+        return given.setdefault(id(self), draw(self, count)).clone()
+
+    ground.patch.setattr(NoiseAhead, "standard_normals", again)
+
+
 def shared_with_children(ground: Ground) -> None:
     ground.patch.setattr(os, "getpid", lambda: 1)
 
@@ -69,6 +80,13 @@ BUGS = [
     Bug(
         name="the noise is seeded anew at each step",
         plant=drawn_by(reseeded),
+        guard=lambda ground: (
+            statistics.test_the_noise_of_a_round_has_the_deviation_of_its_charge_at_each_step()
+        ),
+    ),
+    Bug(
+        name="the noise drawn ahead is given to each step",
+        plant=given_again,
         guard=lambda ground: (
             statistics.test_the_noise_of_a_round_has_the_deviation_of_its_charge_at_each_step()
         ),

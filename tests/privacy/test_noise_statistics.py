@@ -6,6 +6,7 @@ The bounds are exceeded by sound noise less than once in a million runs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ import torch
 from hanse.job import Optimizer
 from hanse.task import Examples, NoOptions, Task
 from hanse_client.plan import LocalPlan, PrivateSteps
+from hanse_client.privacy import ahead
+from hanse_client.privacy.ahead import NoiseAhead
 from hanse_client.privacy.noise import SecureNoise
 from hanse_client.training import Trainer
 from torch import Tensor, nn
 
-WEIGHTS = 16_000
+WEIGHTS = 20_000  # enough for noise to be drawn ahead
 
 
 class Untouched(Task[NoOptions]):
@@ -79,8 +82,23 @@ def test_the_noise_of_rounds_and_sites_is_uncorrelated() -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_the_noise_of_processes_is_uncorrelated() -> None:
     source = SecureNoise()  # made before the fork: both processes hold its key
-    children = [in_a_fork(source) for _ in range(2)]
+    children = [in_a_fork(lambda: source.standard_normals(WEIGHTS)) for _ in range(2)]
     uncorrelated(source.standard_normals(WEIGHTS), *children)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_noise_of_processes_is_uncorrelated_where_it_is_drawn_ahead() -> None:
+    assert WEIGHTS >= ahead.WORTHWHILE
+    noise = NoiseAhead(SecureNoise())
+
+    def drawn() -> Tensor:
+        noise.begin([WEIGHTS])
+        return noise.standard_normals(WEIGHTS)
+
+    before = drawn()
+    noise.begin([WEIGHTS])  # the children have this on their hands, and not the threads
+    children = [in_a_fork(drawn) for _ in range(2)]
+    uncorrelated(before, noise.standard_normals(WEIGHTS), *children)
 
 
 def uncorrelated(*draws: Tensor) -> None:
@@ -88,15 +106,15 @@ def uncorrelated(*draws: Tensor) -> None:
     assert float(correlations.abs().max()) < 6 * WEIGHTS**-0.5
 
 
-def in_a_fork(source: SecureNoise) -> Tensor:
-    """What ``source`` draws in a child of this process."""
+def in_a_fork(draw: Callable[[], Tensor]) -> Tensor:
+    """What ``draw`` draws in a child of this process."""
     receiving, sending = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             torch.set_num_threads(1)  # those of the parent did not come along
             with os.fdopen(sending, "wb") as pipe:
-                pipe.write(source.standard_normals(WEIGHTS).numpy().tobytes())
+                pipe.write(draw().numpy().tobytes())
         finally:
             os._exit(0)  # not the rest of the tests
     os.close(sending)

@@ -10,10 +10,11 @@ from hanse.task import Examples
 from torch import Tensor, nn
 
 from hanse_client.plan import PrivateSteps
+from hanse_client.privacy.ahead import NoiseAhead
 from hanse_client.privacy.backends import make_backend
 from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
 from hanse_client.privacy.memory import PILOT, records_that_fit, saved_for_backward
-from hanse_client.privacy.noise import NoiseSource, SecureNoise, noised
+from hanse_client.privacy.noise import NoiseSource, SecureNoise, draws, noised
 from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.settings import BackendName, Precision
 from hanse_client.steps import Outcome, RecordLoss, Stepper, trainable
@@ -63,7 +64,8 @@ class DpEngine:
         self._pull = pull
         self._clipping = Clipping(privacy.clipping_norm)
         self._deviation = privacy.noise_multiplier * privacy.clipping_norm
-        self._noise: NoiseSource = SecureNoise() if noise is None else noise
+        self._noise = NoiseAhead(SecureNoise() if noise is None else noise)
+        self._draws = draws([parameter.detach() for parameter in self._parameters])
         self.backend: Backend = make_backend(backend, model, loss, self._clipping, precision)
         self._physical = physical_batch
 
@@ -82,6 +84,7 @@ class DpEngine:
         """One step of the optimiser on ``batch``, which may be empty."""
         for parameter in self._parameters:
             parameter.grad = None
+        self._noise.begin(self._draws)
         sums, outcome = self._clipped_sum(batch)
         noised(sums, self._deviation, self._batch_size, self._noise)
         for parameter, gradient in zip(self._parameters, sums, strict=True):

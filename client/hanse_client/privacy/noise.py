@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 2**17
-"""Values drawn at once: they stay in a CPU's cache, and memory does not grow with the model."""
+"""Values added at once: they stay in a CPU's cache, and memory does not grow with the model."""
+
+SLICE = 2**15
+"""Values drawn at once: what torch works on in one thread, so that several can draw at a time."""
 
 _FRACTION = np.uint64(2**52 - 1)
 _ONE = np.uint64(0x3FF << 52)  # the exponent of floats in [1, 2)
@@ -33,7 +37,7 @@ class NoiseSource(Protocol):
         ...
 
 
-class SecureNoise:
+class SecureNoise(threading.local):
     """Standard normals from AES-256 in counter mode, by Box and Muller's transform in float64.
 
     Guarantee: who does not hold the key cannot tell the uniform words below the normals from
@@ -41,26 +45,27 @@ class SecureNoise:
     it. There is no seed. torch's own generators do not serve: the CPU's uses 32 bits of its seed,
     which can all be tried in hours, and CUDA's Philox is no cipher.
 
-    A process forked from this one draws a key of its own at its first use, so that parent and
-    child never repeat each other's noise. An instance cannot be copied or pickled.
+    Each thread draws under a key of its own, and a process forked from this one draws a key of
+    its own at its first use: no two ever repeat each other's noise. An instance cannot be copied
+    or pickled.
 
     The uniforms are multiples of one in 2**52; so the largest normal is 8.49, which a true one
     passes once in 10**16 draws.
     """
 
-    def __init__(self) -> None:
-        self._words = np.zeros(BLOCK, dtype=np.uint64)
+    def __init__(self) -> None:  # once in each thread that uses the instance
+        self._words = np.zeros(SLICE, dtype=np.uint64)
         self._rekey()
 
     def standard_normals(self, count: int) -> Tensor:
         """``count`` fresh values, float64, on the CPU, shape (count,)."""
-        if 0 < count <= BLOCK:
-            return self._block(count)
-        starts = range(0, count, BLOCK)
-        blocks = [self._block(min(BLOCK, count - start)) for start in starts]
-        return torch.cat([torch.empty(0, dtype=torch.float64), *blocks])
+        normals = torch.empty(count, dtype=torch.float64)
+        for part in torch.split(normals, SLICE):
+            self._draw(part)
+        return normals
 
-    def _block(self, count: int) -> Tensor:
+    def _draw(self, normals: Tensor) -> None:
+        count = normals.numel()
         pairs = (count + 1) // 2
         words = self._random_words(2 * pairs)
         # A random fraction behind the exponent of 1 is uniform in [1, 2).
@@ -71,10 +76,8 @@ class SecureNoise:
         radius, angle = torch.from_numpy(uniforms).view(2, pairs)  # torch's are vectorised
         radius.log_().mul_(-2.0).sqrt_()
         angle.mul_(2.0 * math.pi)
-        normals = torch.empty(2, pairs, dtype=torch.float64)
-        torch.cos(angle, out=normals[0])
-        torch.sin(angle, out=normals[1])
-        return normals.mul_(radius).view(-1)[:count]
+        torch.cos(angle, out=normals[:pairs]).mul_(radius)
+        normals[pairs:].copy_(angle.sin_().mul_(radius)[: count - pairs])
 
     def _random_words(self, count: int) -> NDArray[np.uint64]:
         """Words of the key stream, in a buffer that the next ones will overwrite."""
@@ -117,10 +120,16 @@ def _blocks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     pieces: list[Tensor] = []
     size = 0
     for tensor in tensors:
-        for piece in torch.split(tensor.view(-1), BLOCK):
+        flat = tensor.view(-1)
+        for piece in (flat,) if flat.numel() <= BLOCK else torch.split(flat, BLOCK):
             if size + piece.numel() > BLOCK:
                 yield pieces
                 pieces, size = [], 0
             pieces.append(piece)
             size += piece.numel()
     yield pieces
+
+
+def draws(tensors: Sequence[Tensor]) -> list[int]:
+    """How many values :func:`noised` asks its source for, call by call, for such ``tensors``."""
+    return [sum(piece.numel() for piece in pieces) for pieces in _blocks(tensors)]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hanse_client.noised import TrainingTally
 from hanse_client.optimizers import LocalOptimizer
 from hanse_client.plan import LocalPlan, PrivateSteps
-from hanse_client.privacy.noise import NoiseSource, noised
+from hanse_client.privacy.ahead import NoiseAhead
+from hanse_client.privacy.noise import NoiseSource, draws, noised
 from hanse_client.stacked.gradients import Batches, Found, Gradients
 from hanse_client.training import TrainingResult, batches_of, difference, is_finite
 
@@ -69,7 +70,7 @@ class Stack:
         self._sites = [waiting[site] for site in self._order]
         self._model, self._gradients, self._device = model, gradients, device
         self._plan = self._sites[0].plan
-        self._noise, self._noise_of_metrics = noise, noise_of_metrics
+        self._noise, self._noise_of_metrics = NoiseAhead(noise), noise_of_metrics
         self._start = [model.get_parameter(name).detach() for name in gradients.names]
         self._weights = [each.expand(len(waiting), *each.shape).clone() for each in self._start]
         self._optimizer = LocalOptimizer(self._plan.optimizer, [], self._plan.lr)
@@ -103,6 +104,8 @@ class Stack:
             batches: None if no site drew a record.
         """
         privacy = self._plan.privacy
+        if privacy is not None:
+            self._noise.begin(draws(weights))
         if batches is None:
             gradients = [torch.zeros_like(each) for each in weights]
         else:
