@@ -44,10 +44,10 @@ def reseeded(self: SecureNoise, count: int) -> Tensor:
 
 def given_again(ground: Ground) -> None:
     """What was drawn ahead for a step is used in each one after it."""
-    draw, given = NoiseAhead.standard_normals, dict[int, Tensor]()
+    draw, given = NoiseAhead.standard_normals, dict[tuple[int, int], Tensor]()
 
     def again(self: NoiseAhead, count: int) -> Tensor:
-        return given.setdefault(id(self), draw(self, count)).clone()
+        return given.setdefault((id(self), count), draw(self, count)).clone()
 
     ground.patch.setattr(NoiseAhead, "standard_normals", again)
 

@@ -20,7 +20,7 @@ from hanse_client.privacy.noise import SecureNoise
 from hanse_client.training import Trainer
 from torch import Tensor, nn
 
-WEIGHTS = 20_000  # enough for noise to be drawn ahead
+WEIGHTS = 140_000  # enough for noise to be drawn ahead
 
 
 class Untouched(Task[NoOptions]):

@@ -17,8 +17,8 @@ from torch import Tensor
 BLOCK = 2**17
 """Values added at once: they stay in a CPU's cache, and memory does not grow with the model."""
 
-SLICE = 2**15
-"""Values drawn at once: what torch works on in one thread, so that several can draw at a time."""
+SLICE = 2**16 - 2
+"""Values drawn at once: torch works on half of them in one thread, so that several can draw."""
 
 _FRACTION = np.uint64(2**52 - 1)
 _ONE = np.uint64(0x3FF << 52)  # the exponent of floats in [1, 2)
