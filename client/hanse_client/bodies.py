@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from hanse.arrays import Data
@@ -22,6 +23,8 @@ class Bodies:
 
     def __init__(self, outbox: Path) -> None:
         self._folder = outbox.with_suffix(".bodies")
+        self._removing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hanse-outbox")
+        self._removed: Future[None] | None = None
 
     def write(self, body: Sequence[Data]) -> str:
         """Write a body durably; the name that it has from now on.
@@ -29,6 +32,7 @@ class Bodies:
         Raises:
             OSError: if there is no room for it; then nothing of it stays.
         """
+        self._wait()  # for the room of those that go
         self._folder.mkdir(exist_ok=True)
         name = uuid.uuid4().hex
         path = self._folder / name
@@ -66,6 +70,21 @@ class Bodies:
         """Free the room of those that count no more."""
         for name in names:
             self._path(name).unlink(missing_ok=True)
+
+    def remove_soon(self, names: Collection[str]) -> None:
+        """The same on a thread, as a gigabyte takes its time; what fails, the next write tells."""
+        if names:
+            self._wait()
+            self._removed = self._removing.submit(self.remove, names)
+
+    def close(self) -> None:
+        """Wait until what is to go is gone."""
+        self._removing.shutdown()
+
+    def _wait(self) -> None:
+        removed, self._removed = self._removed, None
+        if removed is not None:
+            removed.result()
 
     def keep_only(self, names: Collection[str]) -> None:
         """Remove what a crash has left: bodies that were not yet, or no more, in the outbox."""

@@ -128,7 +128,7 @@ class Outbox:
                     " ORDER BY settled_at DESC LIMIT -1 OFFSET ?)",
                     (SETTLED_KEPT,),
                 )
-            self._bodies.remove(files)
+            self._bodies.remove_soon(files)
 
     def was_settled(self, instruction: str) -> bool:
         """Whether there was a reply to an instruction, and the server has settled it."""
@@ -140,6 +140,7 @@ class Outbox:
         with self._writing, self._reading:
             self._writer.close()
             self._reader.close()
+            self._bodies.close()
 
     def _files(self, query: str, *parameters: str) -> list[str]:
         rows = self._writer.execute(query, parameters).fetchall()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import Future
 
 import torch
+from hanse.threads import threads
 from torch import Tensor
 
 from hanse_client.privacy.noise import NoiseSource
@@ -58,13 +57,9 @@ class NoiseAhead:
 
     def _begin_next(self) -> bool:
         for count in self._counts:
-            drawn = _threads(os.getpid()).submit(self._source.standard_normals, count)
+            drawn = threads("noise", torch.get_num_threads()).submit(
+                self._source.standard_normals, count
+            )
             self._drawing.append((count, drawn))
             return True
         return False
-
-
-@lru_cache(maxsize=1)
-def _threads(process: int) -> ThreadPoolExecutor:
-    """Of this process: one that was forked has none of its parent's."""
-    return ThreadPoolExecutor(max(1, torch.get_num_threads()), thread_name_prefix="noise")

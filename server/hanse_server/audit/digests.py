@@ -7,8 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord
-from hanse.arrays import TensorArray, read_tensor, sha256_of, to_array
+from flwr.app import Array, ArrayRecord
+from hanse.arrays import TensorArray, read_tensor, to_array
+from hanse.digests import sha256_of_each
 
 
 def model_digest(arrays: ArrayRecord) -> str:
@@ -16,13 +17,15 @@ def model_digest(arrays: ArrayRecord) -> str:
 
     It depends neither on the file that the model lies in, nor on how a strategy wrote its arrays.
     """
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
-        if not isinstance(array, TensorArray):
-            array = to_array(read_tensor(array), adopt=True)
-        sha.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0".encode() + sha256_of(array))
+    named = {name: _as_tensor(arrays[name]) for name in sorted(arrays)}
+    sha, own = hashlib.sha256(), sha256_of_each(list(named.values()))
+    for (name, array), digest in zip(named.items(), own, strict=True):
+        sha.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0".encode() + digest)
     return sha.hexdigest()
+
+
+def _as_tensor(array: Array) -> Array:
+    return array if isinstance(array, TensorArray) else to_array(read_tensor(array), adopt=True)
 
 
 def metrics_digest(metrics: Mapping[str, Mapping[str, Any]]) -> str:

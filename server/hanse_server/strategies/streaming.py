@@ -68,13 +68,12 @@ class WeightedSum:
                 total.add_(part, alpha=factor)
         self.weight += weight
 
-    def take_mean(self, name: str) -> Tensor | None:
-        """The weighted mean of one tensor, in float64, which the sum has no more.
+    def take(self, name: str) -> Tensor | None:
+        """The weighted sum of one tensor, in float64, which is held here no more.
 
         None if no update had it.
         """
-        total = self.total.pop(name, None)
-        return None if total is None else total.div_(self.weight)
+        return self.total.pop(name, None)
 
 
 class StreamingFedAvg(Strategy):
@@ -170,18 +169,25 @@ class StreamingFedAvg(Strategy):
         """The model after the server's step; what is used up on the way is freed on the way."""
         stepped = ArrayRecord()
         for name, array in self._arrays.items():
-            mean = updates.take_mean(name)
-            stepped[name] = array if mean is None else self._stepped(name, read_tensor(array), mean)
+            total = updates.take(name)
+            if total is None:
+                stepped[name] = array
+            else:
+                stepped[name] = self._stepped(name, read_tensor(array), total, updates.weight)
         return stepped
 
-    def _stepped(self, name: str, before: Tensor, mean: Tensor) -> Array:
-        if self._momentum and name in self._velocity:
-            mean.add_(self._velocity[name], alpha=self._momentum)
-        if self._momentum:
-            self._velocity[name] = mean
+    def _stepped(self, name: str, before: Tensor, total: Tensor, weight: float) -> Array:
+        """One tensor after the step; ``total`` becomes the velocity, the mean without momentum."""
         after = torch.empty(before.shape, dtype=before.dtype)
-        for into, old, step in slices(after, before.contiguous(), mean):
+        past = [self._velocity[name]] if self._momentum and name in self._velocity else []
+        # All in one pass: a model is larger than any cache.
+        for into, old, step, *velocity in slices(after, before.contiguous(), total, *past):
+            step.div_(weight)
+            for each in velocity:
+                step.add_(each, alpha=self._momentum)
             into.copy_(_cast(old.to(torch.float64).add_(step, alpha=self._lr), before.dtype))
+        if self._momentum:
+            self._velocity[name] = total
         return to_array(after, adopt=True)
 
     def _fold_iterate(self, server_round: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hanse.arrays import Data
 from hanse.errors import OutboxError
 from hanse_client import outbox as outboxes
+from hanse_client.bodies import Bodies
 from hanse_client.outbox import Outbox
 
 from tests.sqlite_files import commits, enlarge_row, rename_table
@@ -80,6 +82,38 @@ def test_what_is_forgotten_leaves_nothing(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         ((name, file),) = db.execute("SELECT instruction, file FROM reply")
     assert (name, files(path)) == ("two", [] if file is None else [path.parent / file_of(file)])
+
+
+def test_a_body_goes_while_the_site_does_other_things_and_makes_room_for_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxes, "SMALL_BYTES", 0)
+    may_go, remove = threading.Event(), Bodies.remove
+
+    def removed(self: Bodies, names: Iterable[str]) -> None:
+        assert may_go.wait(20)
+        remove(self, names)
+
+    outbox = Outbox(path)
+    outbox.put("one", b"", BODY)
+    monkeypatch.setattr(Bodies, "remove", removed)
+    outbox.forget(["one"])
+    assert outbox.was_settled("one")
+    assert len(files(path)) == 1
+
+    seen, write = list[int](), os.write
+
+    def written(descriptor: int, data: memoryview) -> int:
+        seen.append(len(files(path)))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", written)
+    threading.Timer(0.1, may_go.set).start()
+    outbox.put("two", b"", BODY)
+
+    assert set(seen) == {1}, "the old body was there when the new one was begun"
+    assert outbox.instructions() == ["two"]
+    outbox.close()
 
 
 def file_of(name: str) -> Path:

@@ -6,8 +6,9 @@ import hashlib
 
 import pytest
 import torch
+from hanse import digests
 from hanse.arrays import parts_of, sha256_of, to_array, to_record
-from hanse.digests import BodyHash, arrays_digest
+from hanse.digests import BodyHash, arrays_digest, sha256_of_each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,19 @@ def test_where_one_array_ends_and_the_next_begins_counts() -> None:
         body.update(b"abcd")
         found.add(body.digest())
     assert len(found) == 6
+
+
+@pytest.mark.parametrize("together", [1, 1 << 60])
+def test_large_arrays_have_the_digest_of_their_bytes_whoever_hashes_them(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "MANY_BYTES", together)
+    sizes = (20_000, 16_384 * 3, 1, 16_352, 16_353, 0)  # bytes, over 4: about the copy's too
+    arrays = [to_array(torch.randn(size)) for size in sizes]
+    own = [hashlib.sha256(b"".join(parts_of(array))).digest() for array in arrays]
+
+    assert list(sha256_of_each(arrays)) == own
+    assert [sha256_of(array) for array in arrays] == own
 
 
 def test_a_record_of_tensors_has_the_digest_of_its_body() -> None:
