@@ -50,6 +50,11 @@ def at(round_: int, kind: str, victim: str, amount: float = 0.5) -> Fault:
 
 CUTS = [at(number, "cut_in_transfer", f"site-{number}", 0.801) for number in (1, 2)]
 
+# What of a transfer was read when it is cut is a matter of microseconds: one cut may show nothing.
+MANY_CUTS = [
+    at(number, "cut_in_transfer", f"site-{site}", 0.801) for number in (1, 2) for site in (1, 2, 3)
+]
+
 
 @pytest.mark.slow
 def test_an_update_of_megabytes_goes_on_where_it_was_cut_off(series: Series) -> None:
@@ -74,7 +79,7 @@ def test_an_update_of_megabytes_goes_on_where_it_was_cut_off(series: Series) -> 
             [at(3, "killed", "site-1")],
             "cost 1 charges, 0 are counted",
         ),
-        ("transfers_begin_anew", HUGE, CUTS, "bytes came up, with 2 cuts"),
+        ("transfers_begin_anew", HUGE, MANY_CUTS, "cuts at most"),
     ],
 )
 def test_a_planted_defect_is_found(
