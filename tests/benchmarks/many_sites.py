@@ -96,7 +96,7 @@ def _broadcast(federation: Provisioned, case: Case) -> dict[str, Any]:
 
 def _row(scene: str, case: Case, **found: float) -> dict[str, Any]:
     columns = ("seconds", "most_a_second", "cores", "memory_mb", "kb_a_site", "more_models")
-    told = {column: found.get(column, float("nan")) for column in columns}
+    told = {column: found.get(column) for column in columns}
     return {"scene": scene, "sites": case.sites, "megabytes": case.megabytes, **told}
 
 
