@@ -22,9 +22,8 @@ WORTHWHILE = 2**17
 class NoiseAhead:
     """A source that draws in threads what will be asked for, from the moment that is known.
 
-    On a GPU, the processor has little else to do meanwhile; on two cores, a private step of a
-    network of 1.2 million weights takes nine hundredths less. As many threads draw at a time as
-    torch computes with, at least one.
+    While a GPU works on a step, the processor has little else to do; and while a processor does,
+    its other cores. As many threads draw at a time as torch computes with, at least one.
 
     Args:
         source: draws; of several threads at a time, if there are.
