@@ -190,12 +190,8 @@ class Pool:
     def of(self, name: str) -> tuple[Examples, Examples | None]:
         """What a site trains on, and what it holds out; None for nothing."""
         start, middle, end = self._ends[name]
-        held_out = self._view(middle, end) if middle < end else None
-        return self._view(start, middle), held_out
-
-    def _view(self, start: int, end: int) -> Examples:
-        inputs = tuple(tensor[start:end] for tensor in self._ordered.inputs)
-        return Examples(inputs, self._ordered.targets[start:end])
+        held_out = self._ordered.part(middle, end) if middle < end else None
+        return self._ordered.part(start, middle), held_out
 
 
 def _pool(task: AnyTask, data: list[Data]) -> Records:

@@ -11,6 +11,8 @@ from hanse.errors import CoupledLossError, TaskError
 from hanse.task import AnyTask, Examples
 from torch import Tensor, nn
 
+from hanse_client.privacy.settings import Precision
+
 RecordLoss = Callable[[Tensor, Tensor], Tensor]
 """Outputs (B, ...) and targets (B, ...) to the loss of each record, (B,)."""
 
@@ -21,12 +23,13 @@ class Outcome:
 
     Attributes:
         losses: of its records, shape (B,), on the device of the step.
-        clipped: how many of their gradients were clipped; 0 in a step without privacy.
+        clipped: how many of their gradients were clipped; 0 in a step without privacy. A tensor
+            of one number on the device, as long as nobody needs to know.
     """
 
     records: int
     losses: Tensor
-    clipped: int = 0
+    clipped: Tensor | int = 0
 
 
 class Stepper(Protocol):
@@ -50,6 +53,7 @@ class PlainStep:
 
     Args:
         pull: adds what does not depend on the batch to the gradients (see :func:`proximal_pull`).
+        precision: of the passes through the model.
     """
 
     def __init__(
@@ -58,19 +62,29 @@ class PlainStep:
         loss: RecordLoss,
         optimizer: Stepper,
         pull: Callable[[], None],
+        precision: Precision = "float32",
     ) -> None:
         self._model = model
         self._loss = loss
         self._optimizer = optimizer
         self._pull = pull
+        self._precision = precision
 
     def __call__(self, batch: Examples) -> Outcome:
         self._optimizer.zero_grad()
-        losses = self._loss(self._model(*batch.inputs), batch.targets)
+        losses = losses_of(self._model, self._loss, batch, self._precision)
         torch.autograd.backward(losses.mean())
         self._pull()
         self._optimizer.step()
         return Outcome(records=len(batch), losses=losses.detach())
+
+
+def losses_of(model: nn.Module, loss: RecordLoss, batch: Examples, precision: Precision) -> Tensor:
+    """The loss of each record, shape (B,), float32 whatever the precision of the pass."""
+    if precision == "float32":
+        return loss(model(*batch.inputs), batch.targets)
+    with torch.autocast(batch.targets.device.type, torch.bfloat16):
+        return loss(model(*batch.inputs), batch.targets).float()
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

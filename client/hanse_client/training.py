@@ -111,6 +111,7 @@ class Trainer:
         self._received: tuple[Callable[[], ArrayRecord | None], Mapping[str, Tensor]]
         self._received = _nothing, {}
         self._proved: dict[Subject, BackendName] = {}
+        self._physical: dict[Subject, int | None] = {}
         self.saw_records = True
         """Whether a record may have been looked at since the ledger's gate set this to False: as
         long as it is False, a charge can be taken back."""
@@ -213,22 +214,26 @@ class Trainer:
         # which records come before it in the batch: then one record moves all the others.
         seed = plan.seed if plan.privacy is None else fresh_seed()
         randomness = self._randomness.manual_seed(seed)
-        drawn, loss, clipped = 0, 0.0, 0
+        drawn, clipped, sums = 0, torch.tensor(0), list[Tensor]()
         tally = None if plan.noised is None else TrainingTally(plan.noised)
         with _torch_seeded(seed, self._device), self._step(plan, examples) as step:
             self.saw_records = True  # before the first batch is drawn, and after all that is not
             for indices in batches_of(len(examples), plan, randomness):
                 outcome = step(self._batch(examples, indices, plan, randomness))
                 drawn += outcome.records
-                loss += float(outcome.losses.sum())
-                clipped += outcome.clipped
+                # Numbers stay on the device: to ask for one is to wait for it.
+                sums.append(outcome.losses.sum())
+                clipped = clipped + outcome.clipped
                 if tally is not None:
-                    tally.add(outcome.losses, outcome.clipped)
+                    tally.add(outcome.losses, int(outcome.clipped))
+            if isinstance(step, DpEngine):
+                self._physical[subject_of(plan, examples)] = step.physical_batch
+        loss = float(torch.stack(sums).cpu().double().sum()) if sums else 0.0
         update, norm = self._update(weights, private=plan.privacy is not None)
         return TrainingResult(
             update=update,
             train_loss=loss / drawn if drawn and math.isfinite(loss) else None,
-            clipped_fraction=clipped / drawn if drawn and plan.privacy else None,
+            clipped_fraction=int(clipped) / drawn if drawn and plan.privacy else None,
             noised={} if tally is None else tally.release(self.noise),
             update_norm=norm,
             steps=plan.steps,
@@ -270,9 +275,10 @@ class Trainer:
         optimizer = LocalOptimizer(plan.optimizer, parameters, plan.lr)
         pull = proximal_pull(parameters, plan.proximal_mu)
         if plan.privacy is None:
-            yield PlainStep(self._model, loss, optimizer, pull)
+            yield PlainStep(self._model, loss, optimizer, pull, self._engine.precision)
             optimizer.zero_grad()
             return
+        subject = subject_of(plan, examples)
         with DpEngine(
             self._model,
             loss,
@@ -280,8 +286,8 @@ class Trainer:
             plan.privacy,
             batch_size=plan.batch_size,
             pull=pull,
-            backend=self._proved.get(subject_of(plan, examples), self._engine.backend),
-            physical_batch=self._engine.physical_batch,
+            backend=self._proved.get(subject, self._engine.backend),
+            physical_batch=self._engine.physical_batch or self._physical.get(subject),
             precision=self._engine.precision,
             noise=self._noise_of_steps(),
         ) as engine:

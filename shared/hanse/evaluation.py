@@ -29,7 +29,7 @@ def predict(model: nn.Module, examples: Examples, device: torch.device) -> Tenso
     model.eval()
     outputs = []
     for start in range(0, len(examples), BATCH_SIZE):
-        batch = examples.take(torch.arange(start, min(start + BATCH_SIZE, len(examples))))
+        batch = examples.part(start, start + BATCH_SIZE)
         outputs.append(model(*batch.to(device).inputs).cpu())
     return torch.cat(outputs)
 

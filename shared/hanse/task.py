@@ -46,6 +46,12 @@ class Examples:
     def __len__(self) -> int:
         return self.targets.shape[0]
 
+    def part(self, start: int, stop: int) -> Examples:
+        """A view of the records from ``start`` up to ``stop``, or to their end."""
+        if start == 0 and stop >= len(self):
+            return self
+        return Examples(tuple(each[start:stop] for each in self.inputs), self.targets[start:stop])
+
     def take(self, indices: Tensor) -> Examples:
         """The records at ``indices``, shape (k,), in that order."""
         inputs = tuple(tensor.index_select(0, indices) for tensor in self.inputs)

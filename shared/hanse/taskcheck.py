@@ -97,7 +97,7 @@ def _findings(
 def _tried_on(
     task: AnyTask, model: nn.Module, examples: Examples, loss: RecordLoss
 ) -> Iterator[Finding]:
-    probe = examples.take(torch.arange(min(_PROBED, len(examples))))
+    probe = examples.part(0, _PROBED)
     losses = yield from _try(
         "loss", lambda: _losses(model, probe, loss), lambda found: f"{found.mean():.4g} on average"
     )

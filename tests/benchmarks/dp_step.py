@@ -39,6 +39,12 @@ LEARNING_RATE, CLIPPING_NORM, NOISE_MULTIPLIER = 1e-3, 1.0, 1.0
 
 Step = Callable[[], object]
 
+FedStep = Callable[[Examples], object]
+"""A step on the records that it is given."""
+
+UNTRAINABLE = RuntimeError, NotImplementedError, ValueError, AttributeError
+"""How a mode says that it cannot train a model."""
+
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs, targets, reduction="none")
@@ -118,7 +124,7 @@ class MiniLm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         # A row of positions for each record: Opacus cannot do with one row for all.
-        positions = torch.arange(tokens.shape[1]).repeat(len(tokens), 1)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1)
         kinds = torch.zeros_like(tokens)
         outputs = self.bert(tokens, position_ids=positions, token_type_ids=kinds)
         return outputs.logits  # type: ignore[no-any-return]
@@ -173,48 +179,46 @@ CASES = {
 # --- the variants ----------------------------------------------------------------------------
 
 
-def plain(model: nn.Module, batch: Examples) -> Step:
-    step = PlainStep(model, cross_entropy, sgd(model), lambda: None)
-    return lambda: step(batch)
+def plain(model: nn.Module, batch: int) -> FedStep:
+    return PlainStep(model, cross_entropy, sgd(model), lambda: None)
 
 
-def hanse(model: nn.Module, batch: Examples) -> Step:
+def hanse(model: nn.Module, batch: int) -> FedStep:
     privacy = PrivateSteps(
         sampling_rate=0.01, noise_multiplier=NOISE_MULTIPLIER, clipping_norm=CLIPPING_NORM
     )
-    engine = DpEngine(
+    return DpEngine(
         model,
         cross_entropy,
         sgd(model),
         privacy,
-        batch_size=len(batch),
+        batch_size=batch,
         pull=lambda: None,
     )
-    return lambda: engine(batch)
 
 
-def opacus_hooks(model: nn.Module, batch: Examples) -> Step:
+def opacus_hooks(model: nn.Module, batch: int) -> FedStep:
     wrapped = GradSampleModule(model, loss_reduction="mean")
     optimizer = DPOptimizer(sgd(model), **_mechanism(batch))
 
-    def step() -> None:
+    def step(records: Examples) -> None:
         optimizer.zero_grad()
-        torch.autograd.backward(cross_entropy(wrapped(*batch.inputs), batch.targets).mean())
+        torch.autograd.backward(cross_entropy(wrapped(*records.inputs), records.targets).mean())
         optimizer.step()
 
     return step
 
 
-def opacus_ghost(model: nn.Module, batch: Examples) -> Step:
+def opacus_ghost(model: nn.Module, batch: int) -> FedStep:
     wrapped = GradSampleModuleFastGradientClipping(
         model, loss_reduction="mean", max_grad_norm=CLIPPING_NORM, use_ghost_clipping=True
     )
     optimizer = DPOptimizerFastGradientClipping(sgd(model), **_mechanism(batch))
     loss = DPLossFastGradientClipping(wrapped, optimizer, nn.CrossEntropyLoss(), "mean")
 
-    def step() -> None:
+    def step(records: Examples) -> None:
         optimizer.zero_grad()
-        loss(wrapped(*batch.inputs), batch.targets).backward()
+        loss(wrapped(*records.inputs), records.targets).backward()
         optimizer.step()
 
     return step
@@ -224,16 +228,16 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(trainable(model), lr=LEARNING_RATE)
 
 
-def _mechanism(batch: Examples) -> dict[str, Any]:
+def _mechanism(batch: int) -> dict[str, Any]:
     return {
         "noise_multiplier": NOISE_MULTIPLIER,
         "max_grad_norm": CLIPPING_NORM,
-        "expected_batch_size": len(batch),
+        "expected_batch_size": batch,
         "loss_reduction": "mean",
     }
 
 
-MAKERS: dict[str, Callable[[nn.Module, Examples], Step]] = {
+MAKERS: dict[str, Callable[[nn.Module, int], FedStep]] = {
     "plain": plain,
     "opacus_hooks": opacus_hooks,
     "opacus_ghost": opacus_ghost,
@@ -247,11 +251,11 @@ def ready(case: Case, variant: str) -> Step | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            step = MAKERS[variant](case.make().train(), case.examples())
-            step()
-        except (RuntimeError, NotImplementedError, ValueError, AttributeError):
+            step, records = MAKERS[variant](case.make().train(), case.batch), case.examples()
+            step(records)
+        except UNTRAINABLE:
             return None
-    return step
+    return lambda: step(records)
 
 
 # --- the measurements ------------------------------------------------------------------------

@@ -55,6 +55,8 @@ ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers"
 """What `make bench-peers` installs."""
 
+CPU = torch.device("cpu")
+
 State = dict[str, Tensor]
 Train = Callable[[State, Sequence[int], int], State]
 
@@ -211,32 +213,32 @@ class Case:
         clock.end(rounds[0].seconds, load_model(workspace.models / "last.safetensors"))
 
 
-def plain(case: Case) -> Train:
+def plain(case: Case, device: torch.device) -> Train:
     """One client after the other: load, train, subtract; then the mean."""
-    model = case.task.model()
+    model = case.task.model().to(device)
 
     def train(weights: State, chosen: Sequence[int], number: int) -> State:
         total = {name: torch.zeros_like(each) for name, each in weights.items()}
         for client in chosen:
             model.load_state_dict(weights)
             optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-            own = case.examples.take(case.parts[client])
+            own = case.examples.take(case.parts[client]).to(device)
             for indices in torch.split(torch.randperm(len(own)), BATCH):
-                batch = own.take(indices)
+                batch = own.take(indices.to(device))
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(model(*batch.inputs), batch.targets)
                 torch.autograd.backward(loss)
                 optimizer.step()
             for name, each in model.state_dict().items():
-                total[name] += each - weights[name]
+                total[name] += each.cpu() - weights[name]
         return {name: each + total[name] / len(chosen) for name, each in weights.items()}
 
     return train
 
 
-def stacked(case: Case) -> Train:
+def stacked(case: Case, device: torch.device) -> Train:
     """All clients of a round at once, their weights stacked."""
-    model = case.task.model()
+    model = case.task.model().to(device)
 
     def loss(weights: State, images: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(functional_call(model, weights, (images,)), labels)
@@ -244,17 +246,20 @@ def stacked(case: Case) -> Train:
     gradients = vmap(grad(loss))
 
     def train(weights: State, chosen: Sequence[int], number: int) -> State:
-        local = {name: each.expand(len(chosen), *each.shape) for name, each in weights.items()}
-        own: Examples = case.examples.take(torch.cat([case.parts[client] for client in chosen]))
+        local = {
+            name: each.to(device).expand(len(chosen), *each.shape) for name, each in weights.items()
+        }
+        everybody = torch.cat([case.parts[client] for client in chosen])
+        own: Examples = case.examples.take(everybody).to(device)
         images, labels = (
             each.view(len(chosen), -1, *each.shape[1:]) for each in (*own.inputs, own.targets)
         )
-        order = torch.stack([torch.randperm(labels.shape[1]) for _ in chosen])
-        rows = torch.arange(len(chosen))[:, None]
+        order = torch.stack([torch.randperm(labels.shape[1]) for _ in chosen]).to(device)
+        rows = torch.arange(len(chosen), device=device)[:, None]
         for indices in torch.split(order, BATCH, dim=1):
             steps = gradients(local, images[rows, indices], labels[rows, indices])
             local = {name: each - LR * steps[name] for name, each in local.items()}
-        return {name: each.mean(dim=0) for name, each in local.items()}
+        return {name: each.mean(dim=0).cpu() for name, each in local.items()}
 
     return train
 
@@ -303,7 +308,7 @@ PEER_RUNS = 3
 """Of each peer, at most."""
 
 
-FLOORS: dict[str, Callable[[Case], Train]] = {"plain": plain, "vmap": stacked}
+FLOORS: dict[str, Callable[[Case, torch.device], Train]] = {"plain": plain, "vmap": stacked}
 
 
 def rows(data: Path) -> list[dict[str, Any]]:
@@ -324,7 +329,7 @@ def measured(workload: Workload, train: Path, test: Path) -> list[dict[str, Any]
         case = Case(workload, train, Path(folder))
         peers = installed()
         taken: dict[str, Taken] = {name: Taken() for name in (*FLOORS, *ENGINES, *peers)}
-        floors = {name: make(case) for name, make in FLOORS.items()}
+        floors = {name: make(case, CPU) for name, make in FLOORS.items()}
         for repeat in range(workload.repeats):
             for name, loop in floors.items():
                 case.floor(loop, taken[name])

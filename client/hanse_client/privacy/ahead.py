@@ -10,29 +10,37 @@ import torch
 from hanse.threads import threads
 from torch import Tensor
 
-from hanse_client.privacy.noise import NoiseSource
+from hanse_client.privacy.noise import NoiseSource, SecureNoise, box_muller
 
-AHEAD = 64
-"""Draws under way or ready at once: with blocks of noise, 64 MiB at most."""
+AHEAD = 2**23
+"""Values under way or ready at once: 64 MiB."""
 
 WORTHWHILE = 2**17
 """Values of a step below which handing them from thread to thread takes as long as it saves."""
+
+CPU = torch.device("cpu")
 
 
 class NoiseAhead:
     """A source that draws in threads what will be asked for, from the moment that is known.
 
     While a GPU works on a step, the processor has little else to do; and while a processor does,
-    its other cores. As many threads draw at a time as torch computes with, at least one.
+    its other cores. As many threads draw at a time as torch computes with, at least one. Of
+    :class:`SecureNoise` for a GPU they draw the words, in memory that the GPU fetches them from,
+    and the GPU makes normals of those.
 
     Args:
         source: draws; of several threads at a time, if there are.
+        device: that the values will be used on.
     """
 
-    def __init__(self, source: NoiseSource) -> None:
+    def __init__(self, source: NoiseSource, device: torch.device = CPU) -> None:
         self._source = source
+        self._words = source if isinstance(source, SecureNoise) and device.type == "cuda" else None
+        self._device = device
         self._counts: Iterator[int] = iter(())
         self._drawing: deque[tuple[int, Future[Tensor]]] = deque()
+        self._under_way = 0
 
     def begin(self, counts: Sequence[int]) -> None:
         """Begin to draw for calls of :meth:`standard_normals` with ``counts``, in this order.
@@ -40,25 +48,40 @@ class NoiseAhead:
         What was begun before and not asked for is dropped: nothing is ever given twice.
         """
         self._drawing.clear()
-        self._counts = iter(counts if sum(counts) >= WORTHWHILE else ())
-        while len(self._drawing) < AHEAD and self._begin_next():
-            pass
+        self._under_way = 0
+        worthwhile = self._words is not None or sum(counts) >= WORTHWHILE
+        self._counts = iter(counts if worthwhile else ())
+        self._begin_more()
 
     def standard_normals(self, count: int) -> Tensor:
-        """``count`` fresh values, float64, on the CPU, shape (count,)."""
+        """``count`` fresh values, float64, shape (count,), on the CPU or the source's device."""
         if not self._drawing:
-            return self._source.standard_normals(count)
+            return self._finished(self._draw(count), count)
         begun, drawn = self._drawing.popleft()
-        self._begin_next()
+        self._under_way -= begun
+        self._begin_more()
         if begun != count:
             raise AssertionError(f"noise for {begun} values was begun, and {count} are asked for")
-        return drawn.result()
+        return self._finished(drawn.result(), count)
 
-    def _begin_next(self) -> bool:
-        for count in self._counts:
-            drawn = threads("noise", torch.get_num_threads()).submit(
-                self._source.standard_normals, count
-            )
+    def _draw(self, count: int) -> Tensor:
+        """What a thread can make of ``count`` values: they, or their words."""
+        if self._words is None:
+            return self._source.standard_normals(count)
+        return self._words.words(count, pinned=True)
+
+    def _finished(self, drawn: Tensor, count: int) -> Tensor:
+        if self._words is None:
+            return drawn
+        normals = torch.empty(count, dtype=torch.float64, device=self._device)
+        box_muller(drawn.to(self._device, non_blocking=True), normals)
+        return normals
+
+    def _begin_more(self) -> None:
+        while self._under_way < AHEAD:
+            count = next(self._counts, None)
+            if count is None:
+                return
+            drawn = threads("noise", torch.get_num_threads()).submit(self._draw, count)
             self._drawing.append((count, drawn))
-            return True
-        return False
+            self._under_way += count

@@ -36,9 +36,9 @@ class Clipping:
         """
         return (self.bound / norms).clamp_(max=1.0)
 
-    def clipped(self, norms: Tensor) -> int:
-        """How many gradients lose something."""
-        return int((norms > self.bound).sum())
+    def clipped(self, norms: Tensor) -> Tensor:
+        """How many gradients lose something, shape ()."""
+        return (norms > self.bound).sum()
 
 
 def row_norms(rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import torch
@@ -15,7 +15,6 @@ from hanse_client.privacy.backends import make_backend
 from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
 from hanse_client.privacy.memory import PILOT, records_that_fit, saved_for_backward
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, draws, noised
-from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.settings import BackendName, Precision
 from hanse_client.steps import Outcome, RecordLoss, Stepper, trainable
 
@@ -39,8 +38,10 @@ class DpEngine:
         batch_size: the nominal one, a public constant: the true sizes are private.
         pull: adds to the gradients, after the noise, what is no function of the records.
         backend: how the clipped sums are made; by default the first that knows the model.
-        physical_batch: records in a part, at most; by a measure of the memory if None.
-        precision: of the passes through the model; norms and sums are made in float32.
+        physical_batch: records in a part, at most; by a measure of the memory if None. Where a
+            GPU has no room for so many, it becomes less.
+        precision: of the passes through the model; norms and sums are made in float32. On a
+            GPU torch's passes of ``float32`` may convolve in TF32, which the process says.
         noise: fresh :class:`SecureNoise` if None.
     """
 
@@ -64,10 +65,11 @@ class DpEngine:
         self._pull = pull
         self._clipping = Clipping(privacy.clipping_norm)
         self._deviation = privacy.noise_multiplier * privacy.clipping_norm
-        self._noise = NoiseAhead(SecureNoise() if noise is None else noise)
+        device = self._parameters[0].device
+        self._noise = NoiseAhead(SecureNoise() if noise is None else noise, device)
         self._draws = draws([parameter.detach() for parameter in self._parameters])
         self.backend: Backend = make_backend(backend, model, loss, self._clipping, precision)
-        self._physical = physical_batch
+        self.physical_batch = physical_batch
 
     def __enter__(self) -> DpEngine:
         return self
@@ -100,29 +102,29 @@ class DpEngine:
 
     def _clipped_sum(self, batch: Examples) -> tuple[Sequence[Tensor], Outcome]:
         total: ClippedSum | None = None
-        with exact_float32(self._parameters[0].device):
-            for part in self._parts(batch):
+        start = 0
+        while start < len(batch):
+            part = batch.part(start, start + (self.physical_batch or PILOT))
+            try:
                 found = self._part_sum(part)
-                total = found if total is None else total.plus(found)
+            except torch.OutOfMemoryError:  # somebody else has come to this GPU
+                if len(part) == 1:
+                    raise
+                self.physical_batch = len(part) // 2
+                continue
+            total = found if total is None else total.plus(found)
+            start += len(part)
         if total is None:
             sums = [torch.zeros_like(parameter) for parameter in self._parameters]
             return sums, Outcome(records=0, losses=batch.targets.new_zeros(0).float())
         clipped = self._clipping.clipped(total.norms)
         return total.sums, Outcome(records=len(batch), losses=total.losses, clipped=clipped)
 
-    def _parts(self, batch: Examples) -> Iterator[Examples]:
-        """``batch`` in parts that fit into memory; none of an empty one."""
-        start = 0
-        while start < len(batch):
-            stop = min(start + (self._physical or PILOT), len(batch))
-            whole = stop - start == len(batch)
-            yield batch if whole else batch.take(torch.arange(start, stop))
-            start = stop
-
     def _part_sum(self, part: Examples) -> ClippedSum:
-        if self._physical is not None:
+        if self.physical_batch is not None:
             return self.backend.clipped_sum(part)
         with saved_for_backward(self._parameters) as saved:
             found = self.backend.clipped_sum(part)
-        self._physical = records_that_fit(len(part), sum(saved.values()), found.held)
+        held, device = found.held, part.targets.device
+        self.physical_batch = records_that_fit(len(part), sum(saved.values()), held, device)
         return found

@@ -16,6 +16,7 @@ from hanse_client.privacy.bookkeeping.gradients import products
 from hanse_client.privacy.clipping import ClippedSum, Clipping, row_norms, safe_norms
 from hanse_client.privacy.hooks import forget, quiet
 from hanse_client.privacy.loop import looped_sum
+from hanse_client.privacy.precision import exact_float32
 from hanse_client.steps import RecordLoss, trainable
 
 Norms = dict[Tensor, Tensor]
@@ -46,6 +47,10 @@ class GhostBackend:
 
     def clipped_sum(self, part: Examples) -> ClippedSum:
         """The sum over ``part``, which holds at least one record."""
+        with exact_float32(part.targets.device):
+            return self._sum(part)
+
+    def _sum(self, part: Examples) -> ClippedSum:
         forget(self._model)
         with quiet():
             losses = self._loss(self._model(*part.inputs), part.targets)

@@ -14,6 +14,7 @@ from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
 from hanse_client.privacy.clipping import ClippedSum, Clipping, row_norms, safe_norms
+from hanse_client.privacy.precision import exact_float32
 from hanse_client.steps import RecordLoss, trainable
 
 
@@ -40,6 +41,10 @@ class HooksBackend:
 
     def clipped_sum(self, part: Examples) -> ClippedSum:
         """The sum over ``part``, which holds at least one record."""
+        with exact_float32(part.targets.device):
+            return self._sum(part)
+
+    def _sum(self, part: Examples) -> ClippedSum:
         forget(self._model)
         losses = self._loss(self._model(*part.inputs), part.targets)
         with quiet():

@@ -18,7 +18,7 @@ def looped_sum(
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     losses, norms = [], []
     for index in range(len(part)):
-        one = part.take(torch.tensor([index]))
+        one = part.part(index, index + 1)
         own = loss(model(*one.inputs), one.targets)
         gradients = torch.autograd.grad(own.sum(), parameters, materialize_grads=True)
         norm = safe_norms(_square(gradients)[None])

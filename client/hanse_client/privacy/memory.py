@@ -11,6 +11,9 @@ from torch import Tensor
 BUDGET = 2**30
 """Bytes for what the gradients of a part of a batch are made from, beside the weights: a GiB."""
 
+SHARE_OF_GPU = 4
+"""On a GPU it is a part of what is free: a step in many parts leaves it idle between them."""
+
 PILOT = 8
 """Records whose memory is measured before more are taken."""
 
@@ -31,8 +34,8 @@ def saved_for_backward(parameters: Sequence[Tensor]) -> Iterator[dict[int, int]]
         yield saved
 
 
-def records_that_fit(records: int, saved: int, held: int) -> int:
-    """The most records that fit into the budget; a function of shapes alone.
+def records_that_fit(records: int, saved: int, held: int, device: torch.device) -> int:
+    """The most records that fit into the budget; a function of shapes and of the machine alone.
 
     Args:
         records: that were measured.
@@ -40,4 +43,12 @@ def records_that_fit(records: int, saved: int, held: int) -> int:
             for the gradients that flow back.
         held: bytes that the backend held besides.
     """
-    return max(1, BUDGET * records // max(1, 2 * saved + held))
+    return max(1, _budget(device) * records // max(1, 2 * saved + held))
+
+
+def _budget(device: torch.device) -> int:
+    if device.type != "cuda":
+        return BUDGET
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + cached) // SHARE_OF_GPU

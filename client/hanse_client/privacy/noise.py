@@ -8,20 +8,21 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
-from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 2**17
 """Values added at once: they stay in a CPU's cache, and memory does not grow with the model."""
 
+GPU_BLOCK = 2**20
+"""Likewise on a GPU, which has a few dozen operations begun for each block."""
+
 SLICE = 2**16 - 2
 """Values drawn at once: torch works on half of them in one thread, so that several can draw."""
 
-_FRACTION = np.uint64(2**52 - 1)
-_ONE = np.uint64(0x3FF << 52)  # the exponent of floats in [1, 2)
+_FRACTION = 2**52 - 1
+_ONE = 0x3FF << 52  # the exponent of floats in [1, 2)
 
 
 def fresh_seed() -> int:
@@ -33,7 +34,8 @@ class NoiseSource(Protocol):
     """Independent standard normals."""
 
     def standard_normals(self, count: int) -> Tensor:
-        """``count`` fresh values, float64, on the CPU, shape (count,); the caller's to change."""
+        """``count`` fresh values, float64, shape (count,), the caller's to change; on the CPU, or
+        on the device that they will be used on."""
         ...
 
 
@@ -54,7 +56,7 @@ class SecureNoise(threading.local):
     """
 
     def __init__(self) -> None:  # once in each thread that uses the instance
-        self._words = np.zeros(SLICE, dtype=np.uint64)
+        self._words = torch.zeros(SLICE, dtype=torch.int64)
         self._rekey()
 
     def standard_normals(self, count: int) -> Tensor:
@@ -64,29 +66,27 @@ class SecureNoise(threading.local):
             self._draw(part)
         return normals
 
-    def _draw(self, normals: Tensor) -> None:
-        count = normals.numel()
-        pairs = (count + 1) // 2
-        words = self._random_words(2 * pairs)
-        # A random fraction behind the exponent of 1 is uniform in [1, 2).
-        np.bitwise_and(words, _FRACTION, out=words)
-        np.bitwise_or(words, _ONE, out=words)
-        uniforms = words.view(np.float64)
-        np.subtract(2.0, uniforms[:pairs], out=uniforms[:pairs])  # in (0, 1]: no logarithm of 0
-        radius, angle = torch.from_numpy(uniforms).view(2, pairs)  # torch's are vectorised
-        radius.log_().mul_(-2.0).sqrt_()
-        angle.mul_(2.0 * math.pi)
-        torch.cos(angle, out=normals[:pairs]).mul_(radius)
-        normals[pairs:].copy_(angle.sin_().mul_(radius)[: count - pairs])
+    def words(self, count: int, *, pinned: bool) -> Tensor:
+        """Random words, int64, on the CPU, for :func:`box_muller` to make ``count`` values of.
 
-    def _random_words(self, count: int) -> NDArray[np.uint64]:
-        """Words of the key stream, in a buffer that the next ones will overwrite."""
+        Args:
+            pinned: in memory that a GPU can fetch them from by itself.
+        """
+        words = torch.empty(2 * _pairs(count), dtype=torch.int64, pin_memory=pinned)
+        self._fill(words)
+        return words
+
+    def _draw(self, normals: Tensor) -> None:
+        words = self._words[: 2 * _pairs(normals.numel())]
+        self._fill(words)
+        box_muller(words, normals)
+
+    def _fill(self, words: Tensor) -> None:
+        """Fill with the key stream."""
         if self._process != os.getpid():
             self._rekey()
-        words = self._words[:count]
-        stream = words.data.cast("B")
+        stream = words.numpy().data.cast("B")
         self._cipher.update_into(stream, stream)  # what is enciphered there is no matter
-        return words
 
     def _rekey(self) -> None:
         self._process = os.getpid()
@@ -95,12 +95,34 @@ class SecureNoise(threading.local):
         ).encryptor()
 
 
+def box_muller(words: Tensor, normals: Tensor) -> None:
+    """Make standard normals of uniform words, by Box and Muller's transform in float64.
+
+    Args:
+        words: int64, two for each two normals, on the normals' device; changed in place.
+        normals: float64, overwritten.
+    """
+    count, pairs = normals.numel(), len(words) // 2
+    # A random fraction behind the exponent of 1 is uniform in [1, 2).
+    uniforms = words.bitwise_and_(_FRACTION).bitwise_or_(_ONE).view(torch.float64)
+    radius, angle = uniforms.view(2, pairs)
+    radius.neg_().add_(2.0)  # in (0, 1]: no logarithm of 0
+    radius.log_().mul_(-2.0).sqrt_()
+    angle.mul_(2.0 * math.pi)
+    torch.cos(angle, out=normals[:pairs]).mul_(radius)
+    normals[pairs:].copy_(angle.sin_().mul_(radius)[: count - pairs])
+
+
+def _pairs(count: int) -> int:
+    return (count + 1) // 2
+
+
 def noised(sums: Sequence[Tensor], deviation: float, divisor: float, source: NoiseSource) -> None:
     """Make each value of contiguous tensors, in place, its sum with noise over ``divisor``.
 
-    The noise is drawn on the CPU wherever the tensors are: for a model on a GPU it crosses the
-    bus, 8 bytes a weight, which costs less than a step, and is the same cipher's. Sum and noise
-    are added in float64 and rounded once (in float32 on a device without float64), so that the
+    The cipher runs on the CPU wherever the tensors are: for a model on a GPU its words cross the
+    bus, 8 bytes a weight (:class:`hanse_client.privacy.ahead.NoiseAhead`). Sum and noise are
+    added in float64 and rounded once (in float32 on a device without float64), so that the
     grid of floats that noise falls on does not tell the sum beneath it.
 
     Args:
@@ -116,13 +138,14 @@ def noised(sums: Sequence[Tensor], deviation: float, divisor: float, source: Noi
 
 
 def _blocks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """All values of ``tensors`` as pieces of one dimension, at most :data:`BLOCK` at once."""
+    """All values of ``tensors`` as pieces of one dimension, at most a block at once."""
+    block = GPU_BLOCK if tensors[0].device.type == "cuda" else BLOCK
     pieces: list[Tensor] = []
     size = 0
     for tensor in tensors:
         flat = tensor.view(-1)
-        for piece in (flat,) if flat.numel() <= BLOCK else torch.split(flat, BLOCK):
-            if size + piece.numel() > BLOCK:
+        for piece in (flat,) if flat.numel() <= block else torch.split(flat, block):
+            if size + piece.numel() > block:
                 yield pieces
                 pieces, size = [], 0
             pieces.append(piece)

@@ -15,6 +15,7 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
     On a GPU torch convolves in TF32 by default. Then the sum of gradients is made from numbers of
     11 bits where their norms may not have been, and exceeds the clipping norm by up to 0.1 %.
+    Backends make norms and sums within this; what comes before both may be as imprecise as it is.
     """
     backends: Any = torch.backends
     on_gpu = device.type == "cuda"

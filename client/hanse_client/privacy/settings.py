@@ -1,4 +1,4 @@
-"""How a site makes private steps: settings of time and memory, none of privacy."""
+"""How a site makes its steps: settings of time and memory, none of privacy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ class EngineSettings(Settings):
     """``[engine]`` of ``site.toml``: the guarantee is the same whatever stands here.
 
     Attributes:
-        backend: how clipped sums are made; ``auto`` is the fastest that can train the model.
+        backend: how the clipped sums of private steps are made; ``auto`` is the fastest that can
+            train the model.
         physical_batch: records that go through the model at once, at most; by default as many
             as fit into a GiB.
-        precision: of the passes through the model; gradients are always clipped and summed in
-            float32. ``bfloat16`` takes the backend ``bookkeeping``.
+        precision: of the passes through the model, with and without privacy; gradients are
+            always clipped and summed in float32. Private steps in ``bfloat16`` take the backend
+            ``bookkeeping``.
     """
 
     backend: BackendName = "auto"

@@ -70,7 +70,7 @@ class Stack:
         self._sites = [waiting[site] for site in self._order]
         self._model, self._gradients, self._device = model, gradients, device
         self._plan = self._sites[0].plan
-        self._noise, self._noise_of_metrics = NoiseAhead(noise), noise_of_metrics
+        self._noise, self._noise_of_metrics = NoiseAhead(noise, device), noise_of_metrics
         self._start = [model.get_parameter(name).detach() for name in gradients.names]
         self._weights = [each.expand(len(waiting), *each.shape).clone() for each in self._start]
         self._optimizer = LocalOptimizer(self._plan.optimizer, [], self._plan.lr)

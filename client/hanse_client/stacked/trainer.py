@@ -63,8 +63,9 @@ class StackedTrainer(Trainer):
         return self._stackable[subject]
 
     def _why_alone(self, examples: Examples, plan: LocalPlan) -> str | None:
-        if plan.privacy is not None and self._engine != EngineSettings():
-            return "site.toml says how private steps are made"
+        lowered = self._engine.precision != "float32"
+        if lowered or (plan.privacy is not None and self._engine != EngineSettings()):
+            return "site.toml says how steps are made"
         return why_not(self.task, self._model, examples, plan)
 
     def _train_all(self, waiting: Sequence[Waiting]) -> None:

@@ -127,7 +127,7 @@ def movement(
         physical_batch=physical,
         backend=backend,
     ) as engine:
-        clipped = sum(engine(batch).clipped for batch in batches)
+        clipped = sum(int(engine(batch).clipped) for batch in batches)
     return before - flat(model), clipped
 
 
@@ -223,7 +223,7 @@ def test_what_fits_is_what_a_part_kept_of_each_record(
 ) -> None:
     told: list[tuple[int, int, int]] = []
 
-    def fit(records: int, saved: int, held: int) -> int:
+    def fit(records: int, saved: int, held: int, _: torch.device) -> int:
         told.append((records, saved, held))
         return 1
 
@@ -235,8 +235,41 @@ def test_what_fits_is_what_a_part_kept_of_each_record(
     assert 8 * 4 * 1000 <= saved <= 8 * 4 * 2100  # the output of tanh, and little else
     held_at_least = {"bookkeeping": 1000, "ghost": 0, "hooks": 10_003}[backend]
     assert 8 * 4 * held_at_least <= held <= 8 * 4 * (held_at_least + 2100)
-    assert records_that_fit(8, 2**20, 2**21) == 2**30 * 8 // 2**22
-    assert records_that_fit(8, 2**40, 0) == 1
+    cpu = torch.device("cpu")
+    assert records_that_fit(8, 2**20, 2**21, cpu) == 2**30 * 8 // 2**22
+    assert records_that_fit(8, 2**40, 0, cpu) == 1
+
+
+def test_on_a_gpu_a_quarter_of_what_is_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, free, total = torch.device("cuda:0"), 2**34, 2**36
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**33)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**32)
+    assert records_that_fit(8, 2**20, 2**21, gpu) == (2**34 + 2**32) // 4 * 8 // 2**22
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_part_that_does_not_fit_is_taken_in_halves(backend: BackendName) -> None:
+    sizes = []
+
+    def crowded(outputs: Tensor, targets: Tensor) -> Tensor:
+        sizes.append(len(targets))
+        if len(targets) > 6:
+            raise torch.OutOfMemoryError("no room")
+        return cross_entropy(outputs, targets)
+
+    model, batch = make("perceptron"), records(20)
+    whole, clipped = movement(model, cross_entropy, [batch], physical=20, backend=backend)
+    parted, clipped_parted = movement(model, crowded, [batch], physical=20, backend=backend)
+    assert sizes == [20, 10, 5, 5, 5, 5]
+    assert torch.allclose(whole, parted, rtol=1e-5, atol=1e-6)
+    assert clipped == clipped_parted
+    with pytest.raises(torch.OutOfMemoryError):
+        movement(model, out_of_memory, [batch], physical=20, backend=backend)
+
+
+def out_of_memory(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("no room at all")
 
 
 def test_the_divisor_is_the_nominal_batch_size_whatever_the_batch() -> None:

@@ -18,12 +18,13 @@ from hanse_client.privacy import noise as noises
 from hanse_client.privacy.backends import BACKENDS
 from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.hooks import quiet
-from hanse_client.privacy.noise import SecureNoise, noised
+from hanse_client.privacy.noise import SecureNoise, box_muller, noised
 from hanse_client.privacy.settings import BackendName
-from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+
+from tests.devices import DEVICES
 
 
 def known_entropy(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -52,17 +53,16 @@ def test_the_normals_are_those_of_the_cipher_by_box_and_muller(
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("fraction", "largest"), [(0, 0.0), (2**52 - 1, math.sqrt(2.0 * 52 * math.log(2.0)))]
 )
 def test_the_ends_of_the_uniforms_give_finite_normals(
-    fraction: int, largest: float, monkeypatch: pytest.MonkeyPatch
+    fraction: int, largest: float, device: str
 ) -> None:
-    def words(self: SecureNoise, count: int) -> NDArray[np.uint64]:
-        return np.full(count, fraction, dtype=np.uint64)
-
-    monkeypatch.setattr(SecureNoise, "_random_words", words)
-    assert float(SecureNoise().standard_normals(4).abs().max()) == pytest.approx(largest)
+    normals = torch.empty(3, dtype=torch.float64, device=device)
+    box_muller(torch.full((4,), fraction, device=device), normals)
+    assert float(normals.abs().max()) == pytest.approx(largest)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 63, 64])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hanse_client.privacy import ahead
+from hanse_client.privacy import noise as noises
 from hanse_client.privacy.ahead import NoiseAhead
 from hanse_client.privacy.noise import SecureNoise
 from torch import Tensor
@@ -145,3 +146,34 @@ def test_each_thread_draws_under_a_key_of_its_own(keys: list[bytes]) -> None:
         each.join()
     assert len(set(keys)) == 3
     assert len({value for values in drawn for value in values}) == 300
+
+
+# --- on a GPU -----------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_a_gpu_makes_the_normals_of_the_words_of_the_cipher(keys: list[bytes]) -> None:
+    gpu, sums = torch.device("cuda"), torch.zeros(3 * noises.GPU_BLOCK + 5, device="cuda")
+    drawn = list[Tensor]()
+
+    class Noted(SecureNoise):
+        def words(self, count: int, *, pinned: bool) -> Tensor:
+            found = super().words(count, pinned=pinned)
+            drawn.append(found.clone())
+            return found
+
+    source = NoiseAhead(Noted(), gpu)
+    for _ in range(2):
+        source.begin(noises.draws([sums]))
+        noises.noised([sums], 1.0, 1.0, source)
+    assert len({tuple(words[:4].tolist()) for words in drawn}) == len(drawn) == 8
+    found = source.standard_normals(1001)
+    assert found.device.type == "cuda"
+    expected = torch.empty(1001, dtype=torch.float64)
+    noises.box_muller(drawn[-1], expected)
+    assert torch.allclose(found.cpu(), expected, rtol=1e-12, atol=1e-13)
+    values = (sums / 2.0**0.5).double()  # two steps' noise: of twice the variance
+    assert float(values.std()) == pytest.approx(1.0, abs=0.002)
+    assert float(values.mean()) == pytest.approx(0.0, abs=0.002)
+    assert float(values.pow(4).mean()) == pytest.approx(3.0, abs=0.02)

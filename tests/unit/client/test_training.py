@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,10 +22,13 @@ from hanse_client import training
 from hanse_client.judging import exact_metrics
 from hanse_client.plan import LocalPlan, PrivateSteps
 from hanse_client.privacy import engine as private
+from hanse_client.privacy.settings import EngineSettings, Precision
 from hanse_client.site import Policy
 from hanse_client.steps import record_loss
 from hanse_client.training import Trainer
 from torch import Tensor, nn
+
+from tests.devices import DEVICES
 
 CPU = torch.device("cpu")
 
@@ -465,18 +468,35 @@ def test_evaluation_on_nothing_or_with_nothing_finite_is_an_error() -> None:
         evaluated(a_trainer(), endless, records())
 
 
-# --- on a GPU -------------------------------------------------------------------------------
+# --- on each device that there is --------------------------------------------------------------
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("privately", [False, True])
-def test_a_round_on_a_gpu(privately: bool) -> None:
-    trainer = Trainer(Digits(NoOptions()), torch.device("cuda:0"))
+def test_a_round_on_a_device(device: str, precision: Precision, privately: bool) -> None:
+    task = Digits(NoOptions())
+    trainer = Trainer(task, torch.device(device), engine=EngineSettings(precision=precision))
     weights, examples = weights_of(Digits), records(300)
     plan = a_plan(private=privately, steps=50)
     result = trainer.train(weights, examples, plan)
     assert {change.device.type for change in result.update.values()} == {"cpu"}
+    assert {change.dtype for change in result.update.values()} == {torch.float32}
     assert result.update_norm > 0.0
     assert privately or same(trainer.train(weights, examples, plan).update, result.update)
     assert evaluated(trainer, weights, examples)["loss"] > 0.0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_round_in_bfloat16_is_nearly_that_of_float32(device: str) -> None:
+    examples = records(300, classes=False)
+    found = []
+    for precision in get_args(Precision):
+        engine = EngineSettings(precision=precision)
+        trainer = Trainer(Line(NoOptions()), torch.device(device), engine=engine)
+        found.append(trainer.train(weights_of(Line), examples, a_plan(lr=0.01)))
+    exact, lowered = (
+        torch.cat([change.flatten() for change in each.update.values()]) for each in found
+    )
+    assert 1e-5 < float((exact - lowered).norm() / exact.norm()) < 0.05
+    assert found[0].train_loss == pytest.approx(found[1].train_loss, rel=0.01)

@@ -13,8 +13,9 @@ from hanse_client.privacy.bookkeeping.books import Books, Entry
 from hanse_client.privacy.bookkeeping.layers import Part
 from hanse_client.privacy.bookkeeping.taps import tap
 from hanse_client.privacy.clipping import ClippedSum, Clipping
+from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.settings import Precision
-from hanse_client.steps import RecordLoss, trainable
+from hanse_client.steps import RecordLoss, losses_of, trainable
 
 
 class BookkeepingBackend:
@@ -30,8 +31,9 @@ class BookkeepingBackend:
 
     Args:
         precision: of the passes through the model. What a layer kept of them becomes float32
-            before a norm or a sum is made of it, so that in bfloat16 too the sum is made of the
-            very gradients whose norms were taken; rounding has only changed which they are.
+            before a norm or a sum is made of it, so that in bfloat16 too, and in a GPU's TF32,
+            the sum is made of the very gradients whose norms were taken; rounding has only
+            changed which they are.
 
     Raises:
         UnprovableModelError: if a trainable layer is not of a known kind.
@@ -50,7 +52,7 @@ class BookkeepingBackend:
         self._loss = loss
         self._clipping = clipping
         self._parameters = trainable(model)
-        self._lowered = precision == "bfloat16"
+        self._precision: Precision = precision
         self._books = Books()
         self._taps = tap(self._books, model)
 
@@ -60,11 +62,15 @@ class BookkeepingBackend:
         books.open(len(part))
         for each in self._taps:
             each.calls = 0
-        losses = self._losses(part)
+        losses = losses_of(self._model, self._loss, part, self._precision)
         if books.first:
             ones = torch.ones_like(losses)
             torch.autograd.grad(losses, books.first, ones, allow_unused=True)
-        norms, entries = books.close()
+        with exact_float32(losses.device):
+            return self._close(losses)
+
+    def _close(self, losses: Tensor) -> ClippedSum:
+        norms, entries = self._books.close()
         if norms is None:
             norms = torch.zeros_like(losses)
         elif not math.isfinite(norms.sum()):
@@ -78,12 +84,6 @@ class BookkeepingBackend:
             norms=norms,
             held=held,
         )
-
-    def _losses(self, part: Examples) -> Tensor:
-        if not self._lowered:
-            return self._loss(self._model(*part.inputs), part.targets)
-        with torch.autocast(part.targets.device.type, torch.bfloat16):
-            return self._loss(self._model(*part.inputs), part.targets).float()
 
     def close(self) -> None:
         """Take the hooks off."""

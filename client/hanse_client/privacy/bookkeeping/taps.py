@@ -15,6 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from hanse_client.privacy.bookkeeping.attention import Attention, is_known
 from hanse_client.privacy.bookkeeping.books import Books
 from hanse_client.privacy.bookkeeping.layers import Found, Rule, rule_of
+from hanse_client.privacy.precision import exact_float32
 
 Note: TypeAlias = Callable[[Tensor, Tensor], Found]
 """Inputs (B, ...) and the gradient of what was made of them (B, ...), to gradients of records."""
@@ -54,8 +55,9 @@ class Tap:
             raise UnprovableModelError("a layer's input does not hold one entry for each record")
         inputs, right = _full(inputs), _full(right)
         enter = books.enter_shared if self._shared or self.calls > 1 else books.enter
-        for parameters, gradients in rule(inputs, right):
-            enter(parameters, gradients)
+        with exact_float32(right.device):
+            for parameters, gradients in rule(inputs, right):
+                enter(parameters, gradients)
 
 
 def _full(tensor: Tensor) -> Tensor:
