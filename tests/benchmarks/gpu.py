@@ -1,6 +1,6 @@
 """Training on a GPU: with and without privacy, in float32 and bfloat16, several clients at once.
 
-*Local training* is a round of 30 steps at a site, from the weights that came to the update that
+*Local training* is a round of 10 steps at a site, from the weights that came to the update that
 goes: what feeds the records, draws the noise and copies the weights is in it. ``plain`` is the loop
 that everybody writes; its records lie in the processor's memory, as the site's do. In float32 it
 is run as torch is by default, whose convolutions on a GPU are of TF32, and with them of float32
@@ -45,7 +45,7 @@ from tests.benchmarks import dp_step, simulation
 
 Round = Callable[[], object]
 
-STEPS, ROUNDS = 30, 3
+STEPS, ROUNDS = 10, 3
 BATCHES = {
     "MLP 784-128-10": 256,
     "CNN 1.2 M": 256,
@@ -62,10 +62,17 @@ def rows(
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     images = data / simulation.TRAIN
     return [
-        *(row for name in models for row in local(Case(name, device, steps))),
-        *at_once(images),
-        *simulated(images, device),
+        *(row for name in models for row in told(local(Case(name, device, steps)))),
+        *told(simulated(images, device)),
+        *told(at_once(images)),
     ]
+
+
+def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, shown as soon as they are there: GPUs are lent by the minute."""
+    for row in rows:
+        print(*row.values(), flush=True)
+    return rows
 
 
 # --- local training ------------------------------------------------------------------------------
