@@ -2,11 +2,11 @@
 
 *Local training* is a round of 10 steps at a site, from the weights that came to the update that
 goes: what feeds the records, draws the noise and copies the weights is in it. ``plain`` is the loop
-that everybody writes; its records lie in the processor's memory, as the site's do. In float32 it
-is run as torch is by default, whose convolutions on a GPU are of TF32, and with them of float32
+that everybody writes; its records lie in the processor's memory, as the site's do. In float32 it is
+run as torch is by default, whose convolutions on a GPU are of TF32, and with them of float32
 (``ieee``). Hanse's private steps make norms and sums of ``ieee`` whatever the passes were in;
-Opacus' modes are run in it altogether. Times are medians over
-rounds in turn; memory is the GPU's at its peak, above what the contender held before.
+Opacus' modes are run in it altogether. Times are medians over rounds in turn; memory is the GPU's
+at its peak, above what the contender held before.
 
 *Clients at once* are workers of the process engine that share the GPU, each training a client of
 the simulation's CNN. *Simulation* is logistic regression with ten clients of ten records a round,
@@ -45,7 +45,7 @@ from tests.benchmarks import dp_step, simulation
 
 Round = Callable[[], object]
 
-STEPS, ROUNDS = 10, 3
+STEPS, ROUNDS, WORKERS = 10, 3, (1, 2, 4)
 BATCHES = {
     "MLP 784-128-10": 256,
     "CNN 1.2 M": 256,
@@ -263,10 +263,10 @@ def peak(device: torch.device) -> float:
 
 def at_once(images: Path) -> list[dict[str, Any]]:
     """A client update of the CNN, by workers that share the GPU."""
-    workload = replace(simulation.WORKLOADS[1], rounds=6)
+    workload = replace(simulation.WORKLOADS[1], rounds=min(6, simulation.WORKLOADS[1].rounds))
     with tempfile.TemporaryDirectory() as folder:
         case = simulation.Case(workload, images, Path(folder))
-        taken = {workers: simulation.Taken() for workers in (1, 2, 4)}
+        taken = {workers: simulation.Taken() for workers in WORKERS}
         for workers, each in taken.items():
             job = workload.job()
             clock = simulation.Clock(each)
@@ -284,7 +284,7 @@ def at_once(images: Path) -> list[dict[str, Any]]:
                 engine="process", workers=workers, on_round=on_round,
             )  # fmt: skip
             clock.end(first[0], {})
-        alone = taken[1].update[0]
+        alone = taken[WORKERS[0]].update[0]
         return [
             row_of(
                 f"clients of {workload.records} records, a CNN",
@@ -299,7 +299,7 @@ def at_once(images: Path) -> list[dict[str, Any]]:
 
 def simulated(images: Path, device: torch.device) -> list[dict[str, Any]]:
     """A client update of logistic regression, by loops and engines."""
-    workload = replace(simulation.WORKLOADS[0], rounds=20)
+    workload = replace(simulation.WORKLOADS[0], rounds=min(20, simulation.WORKLOADS[0].rounds))
     with tempfile.TemporaryDirectory() as folder:
         case = simulation.Case(workload, images, Path(folder))
         taken = {name: simulation.Taken() for name in (*simulation.FLOORS, *simulation.ENGINES)}

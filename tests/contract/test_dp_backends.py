@@ -10,6 +10,7 @@ import torch
 from hanse.errors import UnprovableModelError
 from hanse.task import Examples
 from hanse_client.privacy.backends import BACKENDS
+from hanse_client.privacy.bookkeeping import backend as backend_module
 from hanse_client.privacy.choice import choose_backend
 from hanse_client.privacy.clipping import Clipping
 from hanse_client.privacy.loop import looped_sum
@@ -64,6 +65,32 @@ def test_clipped_sums_are_those_of_a_loop_over_the_records(
     assert list(model.state_dict()) == state
     assert not any(layer._forward_hooks for layer in model.modules())
     assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+@pytest.mark.parametrize("value", [1.0, math.inf])
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "transformers", "recurrent"])
+@SHAPES
+@given(data=st.data())
+def test_records_that_even_a_batch_out_count_for_nothing(
+    kind: str, value: float, data: st.DataObject
+) -> None:
+    model, batch = drawn(kind, data)
+    batch.targets[-1] *= value  # the one that is repeated
+    norm = float(looped_sum(model, bent, Clipping(math.inf), batch).norms.median()) + 1e-3
+    plainly = by_backend("bookkeeping", model, bent, norm, batch)
+    sizes = []
+
+    def spied(outputs: Tensor, targets: Tensor) -> Tensor:
+        sizes.append(len(targets))
+        return bent(outputs, targets)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(backend_module, "EVENED", {"cpu"})
+        evenly = by_backend("bookkeeping", model, spied, norm, batch)
+    assert sizes == [8]
+    assert evenly.norms.shape == evenly.losses.shape == (RECORDS,)
+    assert torch.allclose(evenly.norms, plainly.norms, rtol=1e-5)
+    assert torch.allclose(flat(evenly.sums), flat(plainly.sums), rtol=1e-4, atol=1e-6)
 
 
 class Reflecting(nn.Sequential):

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import accounting, byzantine, dp_epoch, dp_step, heart, secagg
+from tests.benchmarks import (
+    accounting,
+    byzantine,
+    dp_epoch,
+    dp_step,
+    gpu,
+    heart,
+    secagg,
+    simulation,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +104,21 @@ def _write_digits(folder: Path, name: str, count: int) -> None:
         header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
         with gzip.open(folder / f"{name}-{kind}-ubyte.gz", "wb") as file:
             file.write(header + array.tobytes())
+
+
+def test_training_on_a_gpu_is_measured_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_digits(tmp_path, "train", 400)
+    name = "MLP 784-128-10"
+    monkeypatch.setattr(gpu, "BATCHES", {name: 8})
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    monkeypatch.setattr(gpu, "WORKERS", (1,))
+    few = [replace(each, clients=20, records=10, rounds=2) for each in simulation.WORKLOADS]
+    monkeypatch.setattr(simulation, "WORKLOADS", few)
+
+    rows = gpu.rows(tmp_path, steps=2, models=(name,))
+
+    contenders = {row["contender"] for row in rows}
+    assert {"plain", "hanse, private", "vmap", "hanse vectorised, dp", "1 workers"} <= contenders
+    assert all(row["samples_a_second"] > 0 for row in rows)

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def machine() -> dict[str, Any]:
-    """Cores, memory, processor, kernel and Python."""
+    """Cores, memory, processor, kernel and Python; and the GPU with torch, where there is one."""
     return {
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -19,6 +21,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        **_gpu(),
     }
 
 
@@ -35,6 +38,12 @@ def commit() -> str:
 def load() -> float:
     """The load average of the last minute."""
     return round(os.getloadavg()[0], 2)
+
+
+def _gpu() -> dict[str, str]:
+    if not torch.cuda.is_available():
+        return {}
+    return {"gpu": f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}"}
 
 
 def _processor() -> str:

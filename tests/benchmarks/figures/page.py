@@ -29,11 +29,12 @@ def refreshed(page: str, name: str, docstring: str, told: dict[str, Any]) -> str
 def _part(name: str, docstring: str, told: dict[str, Any]) -> str:
     title, _, text = docstring.partition("\n")
     machine = told["machine"]
+    gpu = f", {machine['gpu']}" if "gpu" in machine else ""
     commit, minutes = told["commit"], told["minutes"]
     run = (
         f"`make bench BENCH={name}` at {commit}, {told['date']}, {minutes:g} minutes. "
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, "
-        f"{machine['kernel']}, Python {machine['python']}. Load average before "
+        f"{machine['kernel']}, Python {machine['python']}{gpu}. Load average before "
         f"{told['load_before']:g}, after {told['load_after']:g}."
     )
     paragraphs = [f"## {name}", title, text.strip().replace("``", "`"), run]

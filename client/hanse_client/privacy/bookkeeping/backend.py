@@ -17,6 +17,9 @@ from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.settings import Precision
 from hanse_client.steps import RecordLoss, losses_of, trainable
 
+EVENED = {"cuda"}
+"""Types of devices on which batches are brought to few sizes."""
+
 
 class BookkeepingBackend:
     """Book-keeping of Bu et al. 2022, arXiv 2210.00038.
@@ -58,6 +61,7 @@ class BookkeepingBackend:
 
     def clipped_sum(self, part: Examples) -> ClippedSum:
         """The sum over ``part``, which holds at least one record."""
+        records, part = len(part), evened(part)
         books = self._books
         books.open(len(part))
         for each in self._taps:
@@ -67,9 +71,10 @@ class BookkeepingBackend:
             ones = torch.ones_like(losses)
             torch.autograd.grad(losses, books.first, ones, allow_unused=True)
         with exact_float32(losses.device):
-            return self._close(losses)
+            return self._close(losses, records)
 
-    def _close(self, losses: Tensor) -> ClippedSum:
+    def _close(self, losses: Tensor, records: int) -> ClippedSum:
+        """Of the first ``records``; the others were added to have a number that came before."""
         norms, entries = self._books.close()
         if norms is None:
             norms = torch.zeros_like(losses)
@@ -77,11 +82,14 @@ class BookkeepingBackend:
             boundless = norms.isinf()
             entries = [(owners, found.without(boundless)) for owners, found in entries]
         held = sum(found.nbytes() for _, found in entries)
-        sums = _sums(entries, self._clipping.factors(norms))
+        factors = self._clipping.factors(norms)
+        if records < len(factors):
+            factors[records:] = 0.0
+        sums = _sums(entries, factors)
         return ClippedSum(
             sums=tuple(_or_zeros(sums.get(p), p) for p in self._parameters),
-            losses=losses.detach(),
-            norms=norms,
+            losses=losses.detach()[:records],
+            norms=norms[:records],
             held=held,
         )
 
@@ -90,6 +98,20 @@ class BookkeepingBackend:
         self._books.open(0)
         for each in self._taps:
             each.remove()
+
+
+def evened(part: Examples) -> Examples:
+    """With its last record again and again, up to one of few sizes, on devices that like that.
+
+    Poisson sampling gives a batch of another size at each step, and a GPU's libraries choose
+    their kernels anew for each size that they have not seen.
+    """
+    count = len(part)
+    step = 8 if count <= 64 else 32
+    if count % step == 0 or part.targets.device.type not in EVENED:
+        return part
+    indices = torch.arange(count + -count % step, device=part.targets.device)
+    return part.take(indices.clamp_(max=count - 1))
 
 
 def _sums(entries: list[Entry], factors: Tensor) -> dict[Tensor, Tensor]:
