@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from flwr.app import ConfigRecord, Context, Message
@@ -151,13 +152,19 @@ def _from_parts(sites: SimulatedSites) -> OpenSite:
     source, whole = sites.data, fingerprint(sites.data)
     parts, permissive = read_parts(sites.parts, sites.names), _permissive(sites)
     pools: dict[str, Pool] = {}
+    of_task = WeakKeyDictionary[AnyTask, Pool]()  # to write down options takes as long as a step
 
-    def open_site(name: str) -> tuple[Site, ReadRecords]:
-        def read(task: AnyTask) -> Records:
+    def pool_of(task: AnyTask) -> Pool:
+        if task not in of_task:
             key = f"{type(task).__qualname__}:{task.options!r}"
             if key not in pools:
                 pools[key] = Pool(task.read(source), parts, sites.holdout)
-            train, held_out = pools[key].of(name)
+            of_task[task] = pools[key]
+        return of_task[task]
+
+    def open_site(name: str) -> tuple[Site, ReadRecords]:
+        def read(task: AnyTask) -> Records:
+            train, held_out = pool_of(task).of(name)
             known_as = hashlib.sha256(f"{whole}:{name}".encode()).hexdigest()
             return Records(train, held_out, known_as)
 

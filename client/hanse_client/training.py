@@ -15,6 +15,7 @@ import torch
 from flwr.app import ArrayRecord
 from hanse.errors import DivergedError, TaskError, UnprovableModelError
 from hanse.evaluation import predict, record_metrics
+from hanse.slices import square_norm
 from hanse.task import AnyTask, Examples
 from torch import Tensor, nn
 
@@ -384,12 +385,8 @@ def difference(local: Tensor, weight: Tensor) -> Tensor:
 
 def norm_of(update: Mapping[str, Tensor]) -> float:
     """The L2 norm of an update's floats, in float64; not finite if one of them is not."""
-    norms = [
-        float(torch.linalg.vector_norm(change, dtype=torch.float64))
-        for change in update.values()
-        if change.is_floating_point()
-    ]
-    return math.sqrt(sum(norm * norm for norm in norms))
+    floats = (change for change in update.values() if change.is_floating_point())
+    return math.sqrt(sum(map(square_norm, floats)))
 
 
 def is_finite(tensor: Tensor) -> bool:

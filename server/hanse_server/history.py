@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,40 @@ class RoundRecord:
         """
         sites, judged = (_sites(line[key]) for key in ("sites", "judged"))
         return RoundRecord(**line | {"sites": sites, "judged": judged})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """How the updates of a run travelled.
+
+    Attributes:
+        encodings: by name, in the order of the alphabet.
+        bytes: of all updates' arrays as they came.
+        plain_bytes: that they would have taken in the model's dtypes, with all that the job lets
+            them leave out.
+    """
+
+    encodings: tuple[str, ...]
+    bytes: int
+    plain_bytes: int
+
+    @property
+    def share(self) -> float:
+        """Of the plain bytes, how many travelled."""
+        return self.bytes / self.plain_bytes
+
+
+def encoded(rounds: Iterable[RoundRecord]) -> Encoded | None:
+    """Of updates that took fewer bytes than the model, or were encoded at all; None without."""
+    sites = [site for record in rounds for site in record.sites.values() if site.plain_bytes]
+    names = tuple(sorted({site.encoding for site in sites}))
+    found = Encoded(
+        encodings=names,
+        bytes=sum(site.bytes for site in sites),
+        plain_bytes=sum(site.plain_bytes for site in sites),
+    )
+    as_it_is = names == (SiteRound.encoding,) and found.bytes == found.plain_bytes
+    return None if not sites or as_it_is else found
 
 
 def _sites(line: dict[str, Any]) -> dict[str, SiteRound]:

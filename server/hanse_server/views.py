@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from hanse_server.history import WORKING, RoundRecord, read_history
+from hanse_server.history import WORKING, Encoded, RoundRecord, encoded, read_history
 from hanse_server.provisioning.federation import Provisioned
 from hanse_server.provisioning.renewal import Ending
 from hanse_server.statement import NO_PRIVACY
@@ -25,6 +26,7 @@ def run_outcome(job: Job, folder: Path) -> dict[str, Any]:
     """How a run ended: rounds, the last metrics, each site's last word, bytes and seconds."""
     history = read_history(folder)
     judged = [line for line in history if line["federated"] or line["central"]]
+    travelled = encoded(map(RoundRecord.from_line, history))
     sites: dict[str, dict[str, Any]] = {}
     for line in history:
         for name, site in line["sites"].items():
@@ -42,6 +44,7 @@ def run_outcome(job: Job, folder: Path) -> dict[str, Any]:
         "central": judged[-1]["central"] if judged else {},
         "noised": _noised(judged[-1]) if judged else [],
         "sites": sites,
+        "encoded": None if travelled is None else asdict(travelled),
         "bytes_up": sum(line["bytes_up"] for line in history),
         "bytes_down": sum(line["bytes_down"] for line in history),
         "seconds": round(sum(line["seconds"] for line in history), 3),
@@ -71,8 +74,16 @@ def outcome_view(outcome: dict[str, Any]) -> RenderableType:
         table.add_row("epsilon", f"at most {max(spent):.3f} at a site")
     table.add_row("seconds", f"{outcome['seconds']:.1f}")
     table.add_row("up, down", f"{decimal(outcome['bytes_up'])}, {decimal(outcome['bytes_down'])}")
+    if outcome["encoded"]:
+        table.add_row("updates", encoded_words(Encoded(**outcome["encoded"])))
     table.add_row("model", outcome["model"])
     return table
+
+
+def encoded_words(found: Encoded) -> str:
+    """How updates travelled, and what that spared."""
+    names = ", ".join(found.encodings)
+    return f"{names}: {decimal(found.bytes)}, {found.share:.1%} of {decimal(found.plain_bytes)}"
 
 
 def status_line(status: Status) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hanse_server.history import RoundRecord
+from hanse_server.history import Encoded, RoundRecord, encoded
 from hanse_server.report import formats
 from hanse_server.report.facts import UNDER_WAY, RunFacts
 from hanse_server.report.privacy import NO_PRIVACY, run_costs, took_part, totals
@@ -88,12 +88,20 @@ def key_figures(run: RunFacts) -> tuple[KeyFigure, ...]:
         value=formats.duration(run.seconds),
         note=f"{formats.duration(run.median_seconds)} in the median" if run.rounds else "",
     )
+    travelled = encoded(run.rounds)
+    spared = "" if travelled is None else f"{_travelled(travelled)}; "
     traffic = KeyFigure(
         label="Received from sites",
         value=formats.size(run.bytes_up),
-        note=f"sent to sites: {formats.size(run.bytes_down)}",
+        note=f"{spared}sent to sites: {formats.size(run.bytes_down)}",
     )
     return (*_metrics(run), _privacy(run), rounds, sites, time, traffic)
+
+
+def _travelled(found: Encoded) -> str:
+    """How updates were encoded, and what that spared."""
+    names = ", ".join(found.encodings)
+    return f"updates as {names}, {100 * found.share:.1f} % of {formats.size(found.plain_bytes)}"
 
 
 def by_interest(names: set[str]) -> list[str]:

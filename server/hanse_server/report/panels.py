@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from hanse.flower import ENCODING_ERROR
+
 from hanse_server.history import RoundRecord, SiteRound
 from hanse_server.report import formats
 from hanse_server.report.curves import COLOURS, Series, draw
@@ -62,7 +64,8 @@ def panels(run: RunFacts) -> list[Panel]:
     """All curves of which there is at least one point, in the order of the page."""
     if not run.rounds:
         return []
-    found = [*_metrics(run), _epsilon(run), _results(run), _norms(run), _durations(run)]
+    found = [*_metrics(run), _epsilon(run), _results(run), _norms(run), _encoding(run)]
+    found.append(_durations(run))
     return [panel for panel in found if panel is not None]
 
 
@@ -160,6 +163,17 @@ def _norms(run: RunFacts) -> Panel | None:
         title="Size of the updates",
         note="L2 norm of each site’s update",
         series=_by_site(run, lambda site: site.update_norm if site.outcome == RESULT else None),
+        write=formats.number,
+        from_zero=True,
+    )
+
+
+def _encoding(run: RunFacts) -> Panel | None:
+    return _panel(
+        "encoding",
+        title="What encoding changed",
+        note="L2 norm of the difference over that of the update",
+        series=_by_site(run, lambda site: site.metrics.get(ENCODING_ERROR)),
         write=formats.number,
         from_zero=True,
     )

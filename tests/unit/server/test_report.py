@@ -212,6 +212,17 @@ def test_draws_only_what_there_is(run: Run) -> None:
     assert "held-out" not in found["Loss"]
 
 
+def test_tells_what_encodings_spared_and_changed(run: Run) -> None:
+    travelled = {"encoding": "int4", "bytes": 135_000, "plain_bytes": 1_000_000}
+    sites = {"a": result({"encoding_error": 0.125}, **travelled)}
+    run.write(job(rounds=1), [record(1, sites)])
+    page = run.report()
+    received = "Received from sites 1.0 MB updates as int4, 13.5 % of 1.0 MB; sent to sites: 500.0 kB"
+    assert received in page.text
+    changed = Page(figures(page)["What encoding changed"].partition("</figure>")[0])
+    assert "a 0.125" in changed.text
+
+
 def test_draws_epsilon_by_site_under_the_budget(run: Run) -> None:
     run.write(job(), three_rounds())
     epsilon = Page(figures(run.report())["Epsilon"].partition("</figure>")[0])

@@ -74,6 +74,24 @@ def test_the_outcome_of_a_run(tmp_path: Path) -> None:
         assert fact in text
 
 
+def test_what_encodings_spared_is_told(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, JOB)
+    sites = {"a": replace(result(0.5), encoding="int8", bytes=260, plain_bytes=1000)}
+    plain = {"a": replace(result(0.5), bytes=1000, plain_bytes=1000)}
+
+    workspace.append(record(1, plain))
+    assert "updates" not in printed(outcome_view(run_outcome(JOB, tmp_path)))
+    workspace.append(record(2, sites))
+
+    outcome = run_outcome(JOB, tmp_path)
+    assert outcome["encoded"] == {
+        "encodings": ("int8", "plain"),
+        "bytes": 1260,
+        "plain_bytes": 2000,
+    }
+    assert "int8, plain: 1.3 kB, 63.0% of 2.0 kB" in printed(outcome_view(outcome))
+
+
 def test_metrics_that_left_with_noise_are_marked(tmp_path: Path) -> None:
     terms = Terms(count="declared", noised=("loss",), exact=("auc",), noise_multiplier=50.0)
     judge = SiteRound(outcome="result", seconds=0.1, terms=terms)
