@@ -30,6 +30,11 @@ def resolve(name: str) -> torch.device:
     return device
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def describe(device: torch.device) -> str:
     """The device's name for people."""
     if device.type == "cuda":

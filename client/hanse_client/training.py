@@ -19,6 +19,7 @@ from hanse.slices import square_norm
 from hanse.task import AnyTask, Examples
 from torch import Tensor, nn
 
+from hanse_client.device import widest_float
 from hanse_client.noised import TrainingTally
 from hanse_client.optimizers import LocalOptimizer
 from hanse_client.plan import LocalPlan
@@ -215,7 +216,8 @@ class Trainer:
         # which records come before it in the batch: then one record moves all the others.
         seed = plan.seed if plan.privacy is None else fresh_seed()
         randomness = self._randomness.manual_seed(seed)
-        drawn, clipped, sums = 0, torch.tensor(0), list[Tensor]()
+        drawn, clipped = 0, torch.tensor(0) if plan.privacy else 0
+        loss = torch.zeros((), dtype=widest_float(self._device), device=self._device)
         tally = None if plan.noised is None else TrainingTally(plan.noised)
         with _torch_seeded(seed, self._device), self._step(plan, examples) as step:
             self.saw_records = True  # before the first batch is drawn, and after all that is not
@@ -223,17 +225,17 @@ class Trainer:
                 outcome = step(self._batch(examples, indices, plan, randomness))
                 drawn += outcome.records
                 # Numbers stay on the device: to ask for one is to wait for it.
-                sums.append(outcome.losses.sum())
+                loss += outcome.losses.sum(dtype=loss.dtype)
                 clipped = clipped + outcome.clipped
                 if tally is not None:
                     tally.add(outcome.losses, int(outcome.clipped))
             if isinstance(step, DpEngine):
                 self._physical[subject_of(plan, examples)] = step.physical_batch
-        loss = float(torch.stack(sums).cpu().double().sum()) if sums else 0.0
+        total = float(loss)
         update, norm = self._update(weights, private=plan.privacy is not None)
         return TrainingResult(
             update=update,
-            train_loss=loss / drawn if drawn and math.isfinite(loss) else None,
+            train_loss=total / drawn if drawn and math.isfinite(total) else None,
             clipped_fraction=int(clipped) / drawn if drawn and plan.privacy else None,
             noised={} if tally is None else tally.release(self.noise),
             update_norm=norm,

@@ -86,11 +86,25 @@ def test_records_that_even_a_batch_out_count_for_nothing(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(backend_module, "EVENED", {"cpu"})
+        patched.setattr(backend_module, "SIZES", 1)
         evenly = by_backend("bookkeeping", model, spied, norm, batch)
     assert sizes == [8]
     assert evenly.norms.shape == evenly.losses.shape == (RECORDS,)
     assert torch.allclose(evenly.norms, plainly.norms, rtol=1e-5)
     assert torch.allclose(flat(evenly.sums), flat(plainly.sums), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_grows_by_an_eighth_at_most_to_one_of_few_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend_module, "EVENED", {"cpu"})
+    sizes = {
+        count: len(backend_module.evened(Examples((torch.zeros(count, 1),), torch.zeros(count))))
+        for count in range(1, 1025)
+    }
+    assert all(count <= size <= count * 9 / 8 for count, size in sizes.items())
+    assert len({size for count, size in sizes.items() if 512 <= count < 1024}) == 9
+    assert [sizes[count] for count in (7, 8, 9, 17, 100, 257)] == [7, 8, 9, 18, 104, 288]
 
 
 class Reflecting(nn.Sequential):

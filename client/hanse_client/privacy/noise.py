@@ -12,6 +12,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from torch import Tensor
 
+from hanse_client.device import widest_float
+
 BLOCK = 2**17
 """Values added at once: they stay in a CPU's cache, and memory does not grow with the model."""
 
@@ -128,7 +130,7 @@ def noised(sums: Sequence[Tensor], deviation: float, divisor: float, source: Noi
     Args:
         deviation: standard deviation of the noise in each value of the sum.
     """
-    precise = torch.float32 if sums[0].device.type == "mps" else torch.float64
+    precise = widest_float(sums[0].device)
     for pieces in _blocks(sums):
         sizes = [piece.numel() for piece in pieces]
         scaled = source.standard_normals(sum(sizes)).mul_(deviation / divisor)

@@ -217,7 +217,9 @@ def test_tells_what_encodings_spared_and_changed(run: Run) -> None:
     sites = {"a": result({"encoding_error": 0.125}, **travelled)}
     run.write(job(rounds=1), [record(1, sites)])
     page = run.report()
-    received = "Received from sites 1.0 MB updates as int4, 13.5 % of 1.0 MB; sent to sites: 500.0 kB"
+    received = (
+        "Received from sites 1.0 MB updates as int4, 13.5 % of 1.0 MB; sent to sites: 500.0 kB"
+    )
     assert received in page.text
     changed = Page(figures(page)["What encoding changed"].partition("</figure>")[0])
     assert "a 0.125" in changed.text

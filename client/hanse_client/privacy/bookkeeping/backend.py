@@ -20,6 +20,9 @@ from hanse_client.steps import RecordLoss, losses_of, trainable
 EVENED = {"cuda"}
 """Types of devices on which batches are brought to few sizes."""
 
+SIZES = 8
+"""How many sizes there are from one to its double: so a batch grows by an eighth at most."""
+
 
 class BookkeepingBackend:
     """Book-keeping of Bu et al. 2022, arXiv 2210.00038.
@@ -107,7 +110,7 @@ def evened(part: Examples) -> Examples:
     their kernels anew for each size that they have not seen.
     """
     count = len(part)
-    step = 8 if count <= 64 else 32
+    step = 1 << max(0, (count // SIZES).bit_length() - 1)
     if count % step == 0 or part.targets.device.type not in EVENED:
         return part
     indices = torch.arange(count + -count % step, device=part.targets.device)
