@@ -468,6 +468,20 @@ def test_evaluation_on_nothing_or_with_nothing_finite_is_an_error() -> None:
         evaluated(a_trainer(), endless, records())
 
 
+def test_what_fits_is_measured_once_for_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def fit(*told: Any) -> int:
+        measured.append(told)
+        return 100
+
+    monkeypatch.setattr(private, "records_that_fit", fit)
+    trainer, weights = a_trainer(), weights_of(Digits)
+    for _ in range(3):
+        trainer.train(weights, records(300), a_plan(private=True, steps=10))
+    assert len(measured) == 1
+
+
 # --- on each device that there is --------------------------------------------------------------
 
 
