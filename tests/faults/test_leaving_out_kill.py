@@ -5,40 +5,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.hospitals import environment
+from tests.faults.by_module import found_by
 
 EVERY = 1 if os.environ.get("HANSE_KILL_AT_EVERY_LINE") else 200
-
-
-def kill(*arguments: str) -> dict[str, Any]:
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.faults.leaving_out", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env=environment(),
-    )
-    assert ran.returncode == 0, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout)
-    return found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(14400 if EVERY == 1 else 300)
 def test_killed_at_any_line_twice_the_site_answers_as_if_nothing_had_been() -> None:
     offset = random.SystemRandom().randrange(EVERY)
-    found = kill("--every", str(EVERY), "--offset", str(offset))
+    found = found_by("leaving_out", "--every", str(EVERY), "--offset", str(offset))
     assert found["failures"] == [], f"with offset {offset}"
     assert found["lines"] > 1000
     assert found["points"] >= found["lines"] // EVERY
@@ -46,4 +27,4 @@ def test_killed_at_any_line_twice_the_site_answers_as_if_nothing_had_been() -> N
 
 @pytest.mark.slow
 def test_a_planted_fault_is_found() -> None:
-    assert kill("--plant", "--every", "40")["failures"]
+    assert found_by("leaving_out", "--plant", "--every", "40")["failures"]

@@ -5,40 +5,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.hospitals import environment
+from tests.faults.by_module import found_by
 
 EVERY = 1 if os.environ.get("HANSE_KILL_AT_EVERY_LINE") else 60
-
-
-def kill(*arguments: str) -> dict[str, Any]:
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.faults.killing", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env=environment(),
-    )
-    assert ran.returncode == 0, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout)
-    return found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200 if EVERY == 1 else 300)
 def test_killed_at_any_line_twice_the_ledger_never_counts_too_little() -> None:
     offset = random.SystemRandom().randrange(EVERY)
-    found = kill("--every", str(EVERY), "--offset", str(offset))
+    found = found_by("killing", "--every", str(EVERY), "--offset", str(offset))
     assert found["failures"] == [], f"with offset {offset}"
     assert found["lines"] > 1000
     assert found["points"] >= found["lines"] // EVERY
@@ -47,7 +28,7 @@ def test_killed_at_any_line_twice_the_ledger_never_counts_too_little() -> None:
 
 @pytest.mark.slow
 def test_each_planted_fault_is_found() -> None:
-    found = kill("--plant")
+    found = found_by("killing", "--plant")
     expected = {
         "charged_after_training": "0 charges",
         "never_released": "a reply left before its charge was released",

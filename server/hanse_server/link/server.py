@@ -27,7 +27,7 @@ from hanse.wire.protocol import HEARTBEAT_SECONDS, METHOD, SERVICE, grpc_options
 from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal, State
 from hanse_server.link.exchange import Exchange
-from hanse_server.link.instruction import Instruction, Reply
+from hanse_server.link.instruction import Instruction, Reply, put_down
 from hanse_server.link.reception import Reception
 from hanse_server.link.slots import Slots
 from hanse_server.metrics import ServerMetrics
@@ -164,23 +164,12 @@ class LinkServer:
     def push(
         self, instructions: Collection[Instruction], answer: Callable[[Reply], None], slots: Slots
     ) -> None:
-        """Tell the trail and the journal durably that replies are owed, then send the instructions.
+        """Put durably down that replies are owed, then send the instructions.
 
         Args:
             answer: is called on the link's thread with each reply as it arrives.
         """
-        # The trail first: what the journal has as owed, a restarted server may get answered.
-        self._trail.instructed((each.site, each.envelope, each.encoded) for each in instructions)
-        self._journal.owe(
-            Entry(
-                instruction=each.id,
-                run_id=each.envelope.run_id,
-                site=each.site,
-                message_type=each.envelope.message_type,
-                group_id=each.envelope.group_id,
-            )
-            for each in instructions
-        )
+        put_down(self._trail, self._journal, instructions)
         self._call(self._exchange.push, instructions, answer, slots)
 
     def take(self, reply: Reply) -> None:

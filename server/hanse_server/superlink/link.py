@@ -32,6 +32,7 @@ from hanse.wire.message import Encoded, encode
 from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal, State
 from hanse_server.link import Instruction, Reply, Slots
+from hanse_server.link.instruction import put_down
 from hanse_server.metrics import ServerMetrics
 from hanse_server.superlink.nodes import Nodes
 from hanse_server.superlink.post import Post
@@ -146,22 +147,12 @@ class SuperLink:
     def push(
         self, instructions: Collection[Instruction], answer: Callable[[Reply], None], slots: Slots
     ) -> None:
-        """Tell the trail and the journal durably that replies are owed, then send.
+        """Put durably down that replies are owed, then send.
 
         Args:
             answer: is called on the link's thread with each reply as it arrives.
         """
-        self._trail.instructed((each.site, each.envelope, each.encoded) for each in instructions)
-        self._journal.owe(
-            Entry(
-                instruction=each.id,
-                run_id=each.envelope.run_id,
-                site=each.site,
-                message_type=each.envelope.message_type,
-                group_id=each.envelope.group_id,
-            )
-            for each in instructions
-        )
+        put_down(self._trail, self._journal, instructions)
         with self._lock:
             self._pending |= {each.id: Pending(each, answer, slots) for each in instructions}
         self._wake.set()
