@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import hanse.trail
 import hanse_client
@@ -36,8 +37,9 @@ from hanse.errors import LedgerError
 from hanse.privacy.accounting import epsilon
 from hanse.task import NoOptions
 from hanse_client.books import audit_path, ledger_path
-from hanse_client.ledger import Entry, read_ledger
+from hanse_client.ledger import Entry, Ledger, read_ledger
 from hanse_client.ledger.verify import verify_ledger
+from hanse_client.outbox import Outbox
 from hanse_client.plan import plan_round
 
 from tests.faults.lives import FIRST, SECOND, serve, the_job, the_site, witnessed
@@ -100,18 +102,44 @@ def dies_at(fatal: int, *names: str) -> bool:
     return code != 0
 
 
-def lines_of_a_life() -> int:
-    """How many lines there are from the start of a client to its end, with one instruction."""
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """The lines of a client from its start to its end, with one instruction.
+
+    Attributes:
+        released: the line at which its charge begins to be released.
+        kept: the line at which its reply is in the outbox.
+    """
+
+    lines: int
+    released: int
+    kept: int
+
+
+def undisturbed() -> Life:
+    """The life of a client that nobody kills."""
 
     def life() -> None:
         count = trace(NEVER)
-        serve(FIRST)
-        Path("count").write_text(str(count()))
+        told: dict[str, int] = {}
+        release, put = Ledger.release, Outbox.put
+
+        def releasing(*arguments: Any) -> None:
+            told["released"] = count()
+            release(*arguments)
+
+        def putting(*arguments: Any) -> None:
+            put(*arguments)
+            told["kept"] = count()
+
+        with patch.object(Ledger, "release", releasing), patch.object(Outbox, "put", putting):
+            serve(FIRST)
+        Path("told").write_text(json.dumps(told | {"lines": count()}))
 
     with folder():
         if in_child(life) != 0:
             raise RuntimeError("the undisturbed client failed")
-        return int(Path("count").read_text())
+        return Life(**json.loads(Path("told").read_text()))
 
 
 class folder:  # noqa: N801 - a context manager
@@ -215,7 +243,7 @@ def check_replay(before: Books, after: Books) -> None:
 
 def sweep(every: int, offset: int) -> dict[str, Any]:
     """Kill a client at one line in ``every``, and the next one anywhere."""
-    started, total = time.monotonic(), lines_of_a_life()
+    started, total = time.monotonic(), undisturbed().lines
     anywhere = random.Random(offset)
     found: dict[str, Any] = {"lines": total, "points": 0, "deaths": 0, "failures": []}
     for fatal in range(1 + offset % every, total + 1, every):
@@ -229,15 +257,21 @@ def sweep(every: int, offset: int) -> dict[str, Any]:
 
 
 def plant() -> dict[str, str | None]:
-    """What first gave each planted fault away; None for nothing."""
-    anywhere, total = random.Random(0), lines_of_a_life()
+    """What first gave each planted fault away; None for nothing.
+
+    Every other client dies between a charge's release and the keeping of its reply: few of the
+    lines lie there, and much that may go wrong.
+    """
+    anywhere, life = random.Random(0), undisturbed()
     found: dict[str, str | None] = {}
     for fault in FAULTS:
         found[fault.__name__] = None
         with fault():
-            for _ in range(MOST_POINTS):
+            for point in range(MOST_POINTS):
+                between = (life.released, life.kept) if point % 2 else (1, life.lines)
+                fatal, again = anywhere.randint(*between), anywhere.randint(1, life.lines)
                 try:
-                    one_death_after_another(*(anywhere.randint(1, total) for _ in "12"))
+                    one_death_after_another(fatal, again)
                 except FOUND as failure:
                     found[fault.__name__] = str(failure)
                     break

@@ -123,7 +123,7 @@ def test_it_waits_no_longer_than_a_round_may_take(loopback: Loopback, tmp_path: 
 def test_what_a_durable_round_holds_is_folded_no_second_time(
     loopback: Loopback, tmp_path: Path, goal: int
 ) -> None:
-    folding = job(deadline=60.0, rounds=3, name="FedBuff", goal=goal)
+    folding = job(deadline=60.0, rounds=3, name="FedBuff", goal=goal, quorum=goal)
     federation = Federation(loopback, tmp_path, folding)
     server = loopback.server()
     server.await_sites(*NAMES)
