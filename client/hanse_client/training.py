@@ -15,7 +15,7 @@ import torch
 from flwr.app import ArrayRecord
 from hanse.errors import DivergedError, TaskError, UnprovableModelError
 from hanse.evaluation import predict, record_metrics
-from hanse.slices import square_norm
+from hanse.slices import norm_of
 from hanse.task import AnyTask, Examples
 from torch import Tensor, nn
 
@@ -315,7 +315,7 @@ class Trainer:
         """Local minus global, and the L2 norm of its floats."""
         state = self._state if self._copies else self._model.state_dict()
         update = {name: difference(state[name], weight) for name, weight in weights.items()}
-        norm = norm_of(update)
+        norm = norm_of(each for each in update.values() if each.is_floating_point())
         if not math.isfinite(norm) and not all(map(is_finite, update.values())):
             raise DivergedError("local training ended in weights that are not finite")
         if private:
@@ -383,12 +383,6 @@ def difference(local: Tensor, weight: Tensor) -> Tensor:
     if local.dtype == torch.bool:
         return local ^ weight
     return (local - weight.to(local.dtype)).to(weight.dtype)
-
-
-def norm_of(update: Mapping[str, Tensor]) -> float:
-    """The L2 norm of an update's floats, in float64; not finite if one of them is not."""
-    floats = (change for change in update.values() if change.is_floating_point())
-    return math.sqrt(sum(map(square_norm, floats)))
 
 
 def is_finite(tensor: Tensor) -> bool:

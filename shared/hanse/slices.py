@@ -6,7 +6,8 @@ the copy is small, and stays in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ def square_norm(tensor: Tensor) -> float:
     parts = (flat,) if flat.numel() <= ELEMENTS else torch.split(flat, ELEMENTS)
     wide = (each.double() for each in parts)
     return sum((float(torch.dot(each, each)) for each in wide), start=0.0)
+
+
+def norm_of(tensors: Iterable[Tensor]) -> float:
+    """The L2 norm of all of them together, in float64."""
+    return math.sqrt(sum(map(square_norm, tensors)))
 
 
 def square_distance(some: Tensor, others: Tensor) -> float:

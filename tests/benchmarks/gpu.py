@@ -29,16 +29,11 @@ from typing import Any
 
 import torch
 from hanse.job import Optimizer
-from hanse.metrics import new_registry
 from hanse.task import Examples, NoOptions, Task
 from hanse_client.plan import LocalPlan, PrivateSteps
 from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.settings import EngineSettings, Precision
 from hanse_client.training import Trainer
-from hanse_server.metrics import ServerMetrics
-from hanse_server.simulate import PACE
-from hanse_server.simulation import simulate
-from hanse_server.workspace import Workspace
 from torch import Tensor, nn
 
 from tests.benchmarks import dp_step, simulation
@@ -69,7 +64,7 @@ def rows(
 
 
 def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, shown as soon as they are there: GPUs are lent by the minute."""
+    """The rows, shown as soon as they are there, lest a run that is cut short leave nothing."""
     for row in rows:
         print(*row.values(), flush=True)
     return rows
@@ -268,22 +263,7 @@ def at_once(images: Path) -> list[dict[str, Any]]:
         case = simulation.Case(workload, images, Path(folder))
         taken = {workers: simulation.Taken() for workers in WORKERS}
         for workers, each in taken.items():
-            job = workload.job()
-            clock = simulation.Clock(each)
-            first: list[float] = []
-
-            def on_round(
-                record: Any, clock: simulation.Clock = clock, first: list[float] = first
-            ) -> None:
-                clock.round()
-                first.append(record.seconds)
-
-            workspace = Workspace(Path(folder) / f"with-{workers}", job, pace=PACE)
-            simulate(
-                job, case.sites, workspace, ServerMetrics(new_registry(), by_site=False),
-                engine="process", workers=workers, on_round=on_round,
-            )  # fmt: skip
-            clock.end(first[0], {})
+            case.hanse("process", False, each, workers=workers)
         alone = taken[WORKERS[0]].update[0]
         return [
             row_of(

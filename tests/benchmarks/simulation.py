@@ -190,7 +190,7 @@ class Case:
             clock.round()
         clock.end(first, weights)
 
-    def hanse(self, engine: EngineName, private: bool, taken: Taken) -> None:
+    def hanse(self, engine: EngineName, private: bool, taken: Taken, workers: int = 2) -> None:
         """One run of an engine of Hanse."""
         self._runs += 1
         job = self.workload.job(private=private)
@@ -207,7 +207,7 @@ class Case:
             workspace,
             ServerMetrics(new_registry(), by_site=False),
             engine=engine,
-            workers=2,
+            workers=workers,
             on_round=on_round,
         )
         clock.end(rounds[0].seconds, load_model(workspace.models / "last.safetensors"))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hanse.errors import UnprovableModelError
 from hanse.task import Examples
+from hanse_client.privacy import memory
 from hanse_client.privacy.backends import BACKENDS
-from hanse_client.privacy.bookkeeping import backend as backend_module
+from hanse_client.privacy.bookkeeping.backend import evened
 from hanse_client.privacy.choice import choose_backend
 from hanse_client.privacy.clipping import Clipping
 from hanse_client.privacy.loop import looped_sum
@@ -85,8 +86,8 @@ def test_records_that_even_a_batch_out_count_for_nothing(
         return bent(outputs, targets)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(backend_module, "EVENED", {"cpu"})
-        patched.setattr(backend_module, "SIZES", 1)
+        patched.setattr(memory, "FEW_SIZES", {"cpu"})
+        patched.setattr(memory, "SIZES", 1)
         evenly = by_backend("bookkeeping", model, spied, norm, batch)
     assert sizes == [8]
     assert evenly.norms.shape == evenly.losses.shape == (RECORDS,)
@@ -97,9 +98,9 @@ def test_records_that_even_a_batch_out_count_for_nothing(
 def test_a_batch_grows_by_an_eighth_at_most_to_one_of_few_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backend_module, "EVENED", {"cpu"})
+    monkeypatch.setattr(memory, "FEW_SIZES", {"cpu"})
     sizes = {
-        count: len(backend_module.evened(Examples((torch.zeros(count, 1),), torch.zeros(count))))
+        count: len(evened(Examples((torch.zeros(count, 1),), torch.zeros(count))))
         for count in range(1, 1025)
     }
     assert all(count <= size <= count * 9 / 8 for count, size in sizes.items())

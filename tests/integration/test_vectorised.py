@@ -86,6 +86,18 @@ def test_together_they_learn_what_each_would_alone(
             assert found["metrics"] == pytest.approx(site["metrics"], rel=1e-3, abs=1e-5)
 
 
+def test_a_site_whose_passes_are_in_bfloat16_trains_alone(
+    tmp_path: Path, stacked: list[int]
+) -> None:
+    sites = tmp_path / "sites"
+    shutil.copytree(HEART, sites)
+    with (sites / "hungary.toml").open("a") as file:
+        file.write('\n[engine]\nprecision = "bfloat16"\n')
+    run(job(), tmp_path / "run", "vectorised", partition=str(sites), waived=True)
+    assert len(stacked) == 3
+    assert set(stacked) == {3}  # of four
+
+
 def test_a_site_that_refuses_leaves_the_others_to_train_together(
     tmp_path: Path, stacked: list[int]
 ) -> None:

@@ -58,7 +58,7 @@ class NoiseAhead:
         self._begin_more()
 
     def standard_normals(self, count: int) -> Tensor:
-        """``count`` fresh values, float64, shape (count,), on the CPU or the source's device."""
+        """``count`` fresh values, float64, shape (count,); on the device, if that made them."""
         if not self._drawing:
             return self._finished(self._draw(count), count)
         begun, drawn = self._drawing.popleft()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from hanse.errors import UnprovableModelError
+from hanse.slices import norm_of
 from hanse.task import Examples
 from torch import nn
 
@@ -17,7 +18,6 @@ from hanse_client.privacy.probe import (
     alike_gradients,
     gradients_of,
     made_up,
-    norm_of,
     probe_of,
     seeded,
 )

@@ -13,7 +13,12 @@ from hanse_client.plan import PrivateSteps
 from hanse_client.privacy.ahead import NoiseAhead
 from hanse_client.privacy.backends import make_backend
 from hanse_client.privacy.clipping import Backend, ClippedSum, Clipping
-from hanse_client.privacy.memory import PILOT, records_that_fit, saved_for_backward
+from hanse_client.privacy.memory import (
+    PILOT,
+    records_that_fit,
+    saved_for_backward,
+    step_of_sizes,
+)
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, draws, noised
 from hanse_client.privacy.settings import BackendName, Precision
 from hanse_client.steps import Outcome, RecordLoss, Stepper, trainable
@@ -104,7 +109,9 @@ class DpEngine:
         total: ClippedSum | None = None
         start = 0
         while start < len(batch):
-            part = batch.part(start, start + (self.physical_batch or PILOT))
+            most = self.physical_batch or PILOT
+            most -= most % step_of_sizes(most, batch.targets.device)  # so that none grows beyond it
+            part = batch.part(start, start + most)
             try:
                 found = self._part_sum(part)
             except torch.OutOfMemoryError:  # somebody else has come to this GPU

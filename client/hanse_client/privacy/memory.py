@@ -14,6 +14,14 @@ BUDGET = 2**30
 SHARE_OF_GPU = 4
 """On a GPU it is a part of what is free: a step in many parts leaves it idle between them."""
 
+FEW_SIZES = {"cuda"}
+"""Types of devices whose libraries choose their kernels anew for each size of a batch that they
+have not seen; and Poisson sampling gives another at each step."""
+
+SIZES = 8
+"""How many sizes there are on such a device from one to its double: so a batch has to grow by an
+eighth at most."""
+
 PILOT = 8
 """Records whose memory is measured before more are taken."""
 
@@ -44,6 +52,13 @@ def records_that_fit(records: int, saved: int, held: int, device: torch.device) 
         held: bytes that the backend held besides.
     """
     return max(1, _budget(device) * records // max(1, 2 * saved + held))
+
+
+def step_of_sizes(records: int, device: torch.device) -> int:
+    """How far apart the sizes of batches are that ``device`` should see, near ``records``."""
+    if device.type not in FEW_SIZES:
+        return 1
+    return 1 << max(0, (records // SIZES).bit_length() - 1)
 
 
 def _budget(device: torch.device) -> int:

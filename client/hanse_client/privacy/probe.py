@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hanse.slices import square_distance, square_norm
+from hanse.slices import norm_of, square_distance
 from hanse.task import Examples
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -140,11 +140,6 @@ def alike_gradients(some: Gradient, others: Gradient) -> bool:
     """Whether they are the same gradient, up to rounding."""
     difference = sum(square_distance(one, other) for one, other in zip(some, others, strict=True))
     return math.sqrt(difference) <= _TOLERANCE * norm_of(some) + _LEAST
-
-
-def norm_of(gradient: Gradient) -> float:
-    """The L2 norm of all of it."""
-    return math.sqrt(sum(map(square_norm, gradient)))
 
 
 def alike(some: Tensor, others: Tensor) -> bool:

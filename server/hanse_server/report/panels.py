@@ -64,8 +64,8 @@ def panels(run: RunFacts) -> list[Panel]:
     """All curves of which there is at least one point, in the order of the page."""
     if not run.rounds:
         return []
-    found = [*_metrics(run), _epsilon(run), _results(run), _norms(run), _encoding(run)]
-    found.append(_durations(run))
+    drawn = (_epsilon, _results, _norms, _encoding, _durations)
+    found = [*_metrics(run), *(panel(run) for panel in drawn)]
     return [panel for panel in found if panel is not None]
 
 

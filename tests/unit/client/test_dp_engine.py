@@ -10,6 +10,7 @@ import torch
 from hanse.task import Examples
 from hanse_client.plan import PrivateSteps
 from hanse_client.privacy import engine as private
+from hanse_client.privacy import memory
 from hanse_client.privacy.backends import BACKENDS
 from hanse_client.privacy.clipping import Clipping
 from hanse_client.privacy.engine import DpEngine
@@ -246,6 +247,23 @@ def test_on_a_gpu_a_quarter_of_what_is_free_is_taken(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**33)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**32)
     assert records_that_fit(8, 2**20, 2**21, gpu) == (2**34 + 2**32) // 4 * 8 // 2**22
+
+
+@pytest.mark.parametrize("physical", [1, 7, 8, 20, 100])
+def test_no_part_grows_beyond_what_may_go_through_at_once(
+    physical: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "FEW_SIZES", {"cpu"})
+    sizes = []
+
+    def spy(outputs: Tensor, targets: Tensor) -> Tensor:
+        sizes.append(len(targets))
+        return cross_entropy(outputs, targets)
+
+    model, batch = make("perceptron"), records(219)
+    movement(model, spy, [batch], physical=physical)
+    assert max(sizes) <= physical
+    assert sum(sizes) <= 219 * 9 / 8
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

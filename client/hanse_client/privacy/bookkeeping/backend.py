@@ -13,15 +13,10 @@ from hanse_client.privacy.bookkeeping.books import Books, Entry
 from hanse_client.privacy.bookkeeping.layers import Part
 from hanse_client.privacy.bookkeeping.taps import tap
 from hanse_client.privacy.clipping import ClippedSum, Clipping
+from hanse_client.privacy.memory import step_of_sizes
 from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.settings import Precision
 from hanse_client.steps import RecordLoss, losses_of, trainable
-
-EVENED = {"cuda"}
-"""Types of devices on which batches are brought to few sizes."""
-
-SIZES = 8
-"""How many sizes there are from one to its double: so a batch grows by an eighth at most."""
 
 
 class BookkeepingBackend:
@@ -104,17 +99,12 @@ class BookkeepingBackend:
 
 
 def evened(part: Examples) -> Examples:
-    """With its last record again and again, up to one of few sizes, on devices that like that.
-
-    Poisson sampling gives a batch of another size at each step, and a GPU's libraries choose
-    their kernels anew for each size that they have not seen.
-    """
-    count = len(part)
-    step = 1 << max(0, (count // SIZES).bit_length() - 1)
-    if count % step == 0 or part.targets.device.type not in EVENED:
+    """With its last record again and again, up to one of the sizes that its device should see."""
+    count, device = len(part), part.targets.device
+    missing = -count % step_of_sizes(count, device)
+    if not missing:
         return part
-    indices = torch.arange(count + -count % step, device=part.targets.device)
-    return part.take(indices.clamp_(max=count - 1))
+    return part.take(torch.arange(count + missing, device=device).clamp_(max=count - 1))
 
 
 def _sums(entries: list[Entry], factors: Tensor) -> dict[Tensor, Tensor]:
