@@ -9,20 +9,18 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from flwr.app import ArrayRecord
-from hanse.errors import DivergedError, TaskError, UnprovableModelError
 from hanse.evaluation import predict, record_metrics
-from hanse.slices import norm_of
 from hanse.task import AnyTask, Examples
-from torch import Tensor, nn
+from torch import Tensor
 
 from hanse_client.device import widest_float
+from hanse_client.model import WarmModel
 from hanse_client.noised import TrainingTally
 from hanse_client.optimizers import LocalOptimizer
-from hanse_client.plan import LocalPlan
+from hanse_client.plan import LocalPlan, PrivateSteps
 from hanse_client.privacy.checks import (
     check_augmentation,
     check_per_example,
@@ -32,6 +30,7 @@ from hanse_client.privacy.checks import (
 from hanse_client.privacy.choice import choose_backend
 from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, fresh_seed
+from hanse_client.privacy.replays import CudaGraphs, Replays
 from hanse_client.privacy.sampling import poisson_batches
 from hanse_client.privacy.settings import BackendName, EngineSettings
 from hanse_client.steps import (
@@ -40,7 +39,6 @@ from hanse_client.steps import (
     Step,
     proximal_pull,
     record_loss,
-    trainable,
 )
 from hanse_client.weights import checked_weights
 
@@ -98,17 +96,7 @@ class Trainer:
         self._engine = EngineSettings() if engine is None else engine
         self.noise: NoiseSource = SecureNoise() if noise is None else noise
         self._device = device
-        with torch.random.fork_rng(devices=[]):  # its weights are drawn and never used
-            self._model = task.model().to(device)
-        for module in self._model.modules():
-            if getattr(module, "inplace", False):
-                # Would overwrite the activations that gradients by record are made from.
-                module.inplace = False  # type: ignore[assignment]
-        self._model.train()
-        self._parameters = [each for each in self._model.parameters() if each.requires_grad]
-        self._state = dict(self._model.state_dict())
-        self._names = tuple(self._state)
-        self._copies = not _hooked(self._model)
+        self.model = WarmModel(task, device)
         self._randomness = torch.Generator()
         self._received: tuple[Callable[[], ArrayRecord | None], Mapping[str, Tensor]]
         self._received = _nothing, {}
@@ -119,22 +107,7 @@ class Trainer:
         long as it is False, a charge can be taken back."""
         self._metrics_proved: set[tuple[Shape, ...]] = set()
         self._step_noise: NoiseSource | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the model's state, which are those of the weights and the update."""
-        return self._names
-
-    @cached_property
-    def frozen(self) -> frozenset[str]:
-        """The names of the parameters that training leaves as they are."""
-        parameters = self._model.named_parameters(remove_duplicate=False)
-        return frozenset(name for name, each in parameters if not each.requires_grad)
-
-    @property
-    def state(self) -> Mapping[str, Tensor]:
-        """The model's state, for its names, shapes and dtypes."""
-        return self._state
+        self._replays: tuple[tuple[Subject, float], Replays] | None = None
 
     def receive(self, arrays: ArrayRecord) -> Mapping[str, Tensor]:
         """The weights that came, to be read only; those that came last are not read again.
@@ -146,7 +119,7 @@ class Trainer:
         """
         came, weights = self._received
         if came() is not arrays:
-            weights = checked_weights(arrays, self._state)
+            weights = checked_weights(arrays, self.model.state)
             self._received = weakref.ref(arrays, self._forget), weights
         return weights
 
@@ -172,11 +145,11 @@ class Trainer:
         if subject in self._proved:
             return
         loss = record_loss(plan.loss, self.task)
-        check_provable(self._model)
-        check_per_example(self._model, loss, examples)
+        check_provable(self.model.module)
+        check_per_example(self.model.module, loss, examples)
         if plan.augment:
             check_augmentation(self.task, examples)
-        choice = choose_backend(self._model, loss, examples, self._engine.backend)
+        choice = choose_backend(self.model.module, loss, examples, self._engine.backend)
         log.info("private steps by the backend %s: %s", choice.backend, choice.reason)
         self._proved[subject] = choice.backend
 
@@ -192,7 +165,7 @@ class Trainer:
         if shapes in self._metrics_proved:
             return
         bounded = record_metrics(self.task, loss_bound=1.0)
-        check_values(self._model, [metric.values for metric in bounded.values()], examples)
+        check_values(self.model.module, [metric.values for metric in bounded.values()], examples)
         self._metrics_proved.add(shapes)
 
     def train(
@@ -211,7 +184,7 @@ class Trainer:
         """
         started = time.monotonic()
         self.check(examples, plan)
-        self._load(weights)
+        self.model.load(weights)
         # A seed that others know would make each record's augmentation a known function of
         # which records come before it in the batch: then one record moves all the others.
         seed = plan.seed if plan.privacy is None else fresh_seed()
@@ -232,7 +205,7 @@ class Trainer:
             if isinstance(step, DpEngine):
                 self._physical[subject_of(plan, examples)] = step.physical_batch
         total = float(loss)
-        update, norm = self._update(weights, private=plan.privacy is not None)
+        update, norm = self.model.update(weights, private=plan.privacy is not None)
         return TrainingResult(
             update=update,
             train_loss=total / drawn if drawn and math.isfinite(total) else None,
@@ -251,39 +224,25 @@ class Trainer:
             TaskError: if the weights do not fit the model.
             DataError: if there are no examples.
         """
-        self._load(weights)
+        self.model.load(weights)
         self.saw_records = True
-        return predict(self._model, examples, self._device)
-
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        if self._copies and _alike(weights, self._state):
-            with torch.no_grad():
-                for name, own in self._state.items():
-                    own.copy_(weights[name])
-            return
-        try:
-            self._model.load_state_dict(weights)
-        except RuntimeError as mismatch:
-            raise TaskError(
-                f"the weights received do not fit the task's model: {mismatch}",
-                remedy="Install the same version of the task at the server and at the site.",
-            ) from mismatch
+        return predict(self.model.module, examples, self._device)
 
     @contextmanager
     def _step(self, plan: LocalPlan, examples: Examples) -> Iterator[Step]:
-        if not self._model.training:
-            self._model.train()
-        parameters = self._parameters or trainable(self._model)
+        if not self.model.module.training:
+            self.model.module.train()
+        parameters = self.model.trainable
         loss: RecordLoss = record_loss(plan.loss, self.task)
         optimizer = LocalOptimizer(plan.optimizer, parameters, plan.lr)
         pull = proximal_pull(parameters, plan.proximal_mu)
         if plan.privacy is None:
-            yield PlainStep(self._model, loss, optimizer, pull, self._engine.precision)
+            yield PlainStep(self.model.module, loss, optimizer, pull, self._engine.precision)
             optimizer.zero_grad()
             return
         subject = subject_of(plan, examples)
         with DpEngine(
-            self._model,
+            self.model.module,
             loss,
             optimizer,
             plan.privacy,
@@ -293,8 +252,20 @@ class Trainer:
             physical_batch=self._engine.physical_batch or self._physical.get(subject),
             precision=self._engine.precision,
             noise=self._noise_of_steps(),
+            replays=self._replays_of(subject, plan.privacy),
         ) as engine:
             yield engine
+
+    def _replays_of(self, subject: Subject, privacy: PrivateSteps) -> Replays | None:
+        """Graphs of such steps, kept as long as no others are asked for."""
+        if self._device.type != "cuda" or not (self._engine.graphs and self.model.copies):
+            return None
+        key = subject, privacy.clipping_norm
+        if self._replays is None or self._replays[0] != key:
+            module = self.model.module
+            tensors = [*module.parameters(), *module.buffers()]
+            self._replays = key, Replays(tensors, lambda: CudaGraphs(self._device))
+        return self._replays[1]
 
     def _noise_of_steps(self) -> NoiseSource:
         if self._step_noise is None:
@@ -308,23 +279,6 @@ class Trainer:
         if plan.augment and len(batch) > 0:
             batch = Examples(self.task.augment(batch.inputs, randomness), batch.targets)
         return batch.to(self._device)
-
-    def _update(
-        self, weights: Mapping[str, Tensor], *, private: bool
-    ) -> tuple[dict[str, Tensor], float]:
-        """Local minus global, and the L2 norm of its floats."""
-        state = self._state if self._copies else self._model.state_dict()
-        update = {name: difference(state[name], weight) for name, weight in weights.items()}
-        norm = norm_of(each for each in update.values() if each.is_floating_point())
-        if not math.isfinite(norm) and not all(map(is_finite, update.values())):
-            raise DivergedError("local training ended in weights that are not finite")
-        if private:
-            parameters = self._model.named_parameters(remove_duplicate=False)
-            learned = {name for name, parameter in parameters if parameter.requires_grad}
-            for name in update.keys() - learned:
-                if bool(update[name].any()):
-                    raise UnprovableModelError(f"{name!r} changed in private training, unlearnt")
-        return update, norm
 
 
 Shape = tuple[tuple[int, ...], torch.dtype]
@@ -374,35 +328,3 @@ def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
-
-
-def difference(local: Tensor, weight: Tensor) -> Tensor:
-    """Local minus global, computed in the model's dtype and returned in the weight's."""
-    local = local.detach().cpu()
-    weight = weight.cpu()
-    if local.dtype == torch.bool:
-        return local ^ weight
-    return (local - weight.to(local.dtype)).to(weight.dtype)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are."""
-    return bool(torch.isfinite(tensor).all())
-
-
-def _alike(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    return weights.keys() == state.keys() and all(
-        weights[name].shape == own.shape for name, own in state.items()
-    )
-
-
-def _hooked(model: nn.Module) -> bool:
-    """Whether loading weights into a model is more than copying them."""
-    return any(
-        type(module)._load_from_state_dict is not nn.Module._load_from_state_dict
-        or module._load_state_dict_pre_hooks
-        or module._load_state_dict_post_hooks
-        or module._state_dict_hooks
-        or module._state_dict_pre_hooks
-        for module in model.modules()
-    )

@@ -23,6 +23,8 @@ def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def square_norm(tensor: Tensor) -> float:
     """The square of a tensor's L2 norm, in float64; contiguous or not."""
     flat = tensor.reshape(-1)
+    if flat.is_cuda:  # it widens number by number, and begins in no time only what is large
+        return float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
     parts = (flat,) if flat.numel() <= ELEMENTS else torch.split(flat, ELEMENTS)
     wide = (each.double() for each in parts)
     return sum((float(torch.dot(each, each)) for each in wide), start=0.0)

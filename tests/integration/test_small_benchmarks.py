@@ -113,6 +113,7 @@ def test_training_on_a_gpu_is_measured_without_one(
     name = "MLP 784-128-10"
     monkeypatch.setattr(gpu, "BATCHES", {name: 8})
     monkeypatch.setattr(gpu, "ROUNDS", 1)
+    monkeypatch.setattr(gpu, "WARM", 1)
     monkeypatch.setattr(gpu, "WORKERS", (1,))
     few = [replace(each, clients=20, records=10, rounds=2) for each in simulation.WORKLOADS]
     monkeypatch.setattr(simulation, "WORKLOADS", few)

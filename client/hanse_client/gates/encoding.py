@@ -55,9 +55,9 @@ def travelling(runtime: SiteRuntime, update: ArrayRecord) -> ArrayRecord:
         PolicyError: if one is missing or encoded that is not to be.
     """
     order = runtime.order
-    names = order.trainer.names
+    names, frozen = tuple(order.trainer.model.state), order.trainer.model.frozen
     if order.encoding.trainable_only:
-        names = tuple(name for name in names if name not in order.trainer.frozen)
+        names = tuple(name for name in names if name not in frozen)
     for name in names:
         if name not in update or encoding_of(update[name]) not in (PLAIN, order.encoding.name):
             raise PolicyError(f"array {name!r} is missing or encoded unasked: it does not leave")
@@ -78,7 +78,7 @@ def _encode(runtime: SiteRuntime, reply: Message) -> None:
             order.encoding,
             seed=rounding_seed(order.job, order.server_round, runtime.site.name),
             left_out=before,
-            frozen=order.trainer.frozen,
+            frozen=order.trainer.model.frozen,
         )
     if encoded.left_out:
         runtime.left_out = Leftovers(

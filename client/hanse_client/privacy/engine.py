@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 
 import torch
@@ -20,6 +21,7 @@ from hanse_client.privacy.memory import (
     step_of_sizes,
 )
 from hanse_client.privacy.noise import NoiseSource, SecureNoise, draws, noised
+from hanse_client.privacy.replays import Replays
 from hanse_client.privacy.settings import BackendName, Precision
 from hanse_client.steps import Outcome, RecordLoss, Stepper, trainable
 
@@ -48,6 +50,7 @@ class DpEngine:
         precision: of the passes through the model; norms and sums are made in float32. On a
             GPU torch's passes of ``float32`` may convolve in TF32, which the process says.
         noise: fresh :class:`SecureNoise` if None.
+        replays: of this model, this loss and this clipping; none if None.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class DpEngine:
         physical_batch: int | None = None,
         precision: Precision = "float32",
         noise: NoiseSource | None = None,
+        replays: Replays | None = None,
     ) -> None:
         self._parameters = trainable(model)
         self._optimizer = optimizer
@@ -73,7 +77,10 @@ class DpEngine:
         device = self._parameters[0].device
         self._noise = NoiseAhead(SecureNoise() if noise is None else noise, device)
         self._draws = draws([parameter.detach() for parameter in self._parameters])
-        self.backend: Backend = make_backend(backend, model, loss, self._clipping, precision)
+        self._replays = replays
+        self.backend: Backend = make_backend(
+            backend, model, loss, self._clipping, precision, replays
+        )
         self.physical_batch = physical_batch
 
     def __enter__(self) -> DpEngine:
@@ -117,6 +124,8 @@ class DpEngine:
             except torch.OutOfMemoryError:  # somebody else has come to this GPU
                 if len(part) == 1:
                     raise
+                if self._replays is not None:
+                    self._replays.clear()
                 self.physical_batch = len(part) // 2
                 continue
             total = found if total is None else total.plus(found)
@@ -130,7 +139,8 @@ class DpEngine:
     def _part_sum(self, part: Examples) -> ClippedSum:
         if self.physical_batch is not None:
             return self.backend.clipped_sum(part)
-        with saved_for_backward(self._parameters) as saved:
+        resting = nullcontext() if self._replays is None else self._replays.resting()
+        with resting, saved_for_backward(self._parameters) as saved:
             found = self.backend.clipped_sum(part)
         held, device = found.held, part.targets.device
         self.physical_batch = records_that_fit(len(part), sum(saved.values()), held, device)

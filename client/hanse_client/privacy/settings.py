@@ -22,8 +22,11 @@ class EngineSettings(Settings):
         precision: of the passes through the model, with and without privacy; gradients are
             always clipped and summed in float32. Private steps in ``bfloat16`` take the backend
             ``bookkeeping``.
+        graphs: whether passes of private steps on a GPU may be recorded once and replayed; not
+            for models that decide in Python, anew at each pass, what they do.
     """
 
     backend: BackendName = "auto"
     physical_batch: PositiveInt | None = None
     precision: Precision = "float32"
+    graphs: bool = True

@@ -13,13 +13,14 @@ from hanse.job import Optimizer
 from hanse.task import Examples
 from torch import Tensor, nn
 
+from hanse_client.model import difference, is_finite
 from hanse_client.noised import TrainingTally
 from hanse_client.optimizers import LocalOptimizer
 from hanse_client.plan import LocalPlan, PrivateSteps
 from hanse_client.privacy.ahead import NoiseAhead
 from hanse_client.privacy.noise import NoiseSource, draws, noised
 from hanse_client.stacked.gradients import Batches, Found, Gradients
-from hanse_client.training import TrainingResult, batches_of, difference, is_finite
+from hanse_client.training import TrainingResult, batches_of
 
 if TYPE_CHECKING:
     from hanse_client.stacked.cohort import Waiting
@@ -139,9 +140,9 @@ class Stack:
         squares = torch.zeros(len(self._sites), dtype=torch.float64)
         for name, weight in came.items():
             if name in learned:
-                updates[name] = difference(learned[name], weight)
+                updates[name] = difference(learned[name], weight).cpu()
             else:
-                unchanged = difference(state[name], weight)
+                unchanged = difference(state[name], weight).cpu()
                 updates[name] = unchanged.expand(len(self._sites), *unchanged.shape)
             if updates[name].is_floating_point():
                 flat = updates[name].reshape(len(self._sites), -1)

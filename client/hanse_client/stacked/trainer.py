@@ -66,7 +66,7 @@ class StackedTrainer(Trainer):
         lowered = self._engine.precision != "float32"
         if lowered or (plan.privacy is not None and self._engine != EngineSettings()):
             return "site.toml says how steps are made"
-        return why_not(self.task, self._model, examples, plan)
+        return why_not(self.task, self.model.module, examples, plan)
 
     def _train_all(self, waiting: Sequence[Waiting]) -> None:
         groups: dict[tuple[int, Alike], list[Waiting]] = {}
@@ -74,9 +74,9 @@ class StackedTrainer(Trainer):
             groups.setdefault((id(each.weights), alike(each.plan)), []).append(each)
         self.saw_records = True  # of whoever waits: the ledger's gates are around all of them
         for group in groups.values():
-            self._load(group[0].weights)
+            self.model.load(group[0].weights)
             stack = Stack(
-                self._model,
+                self.model.module,
                 self._gradients_of(group[0].plan),
                 self._device,
                 group,
@@ -90,6 +90,6 @@ class StackedTrainer(Trainer):
         norm = None if plan.privacy is None else plan.privacy.clipping_norm
         if (plan.loss, norm) not in self._gradients:
             clipping = None if norm is None else Clipping(norm)
-            made = Gradients(self._model, record_loss(plan.loss, self.task), clipping)
+            made = Gradients(self.model.module, record_loss(plan.loss, self.task), clipping)
             self._gradients[plan.loss, norm] = made
         return self._gradients[plan.loss, norm]

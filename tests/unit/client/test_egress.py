@@ -38,7 +38,9 @@ def exactly(here: Harbour) -> dict[str, Any]:
     held_out = order.records.held_out
     assert held_out is not None
     with torch.no_grad():
-        return order.trainer.task.metrics(order.trainer._model(*held_out.inputs), held_out.targets)
+        return order.trainer.task.metrics(
+            order.trainer.model.module(*held_out.inputs), held_out.targets
+        )
 
 
 # --- evaluation ---------------------------------------------------------------------------
@@ -241,7 +243,7 @@ def test_no_metric_leaves_that_the_policy_does_not_list_for_its_kind(
         }
     )
     runtime.site = runtime.site.model_copy(update={"policy": policy})
-    arrays: dict[str, Any] = {ARRAYS: to_record(runtime.order.trainer._model.state_dict())}
+    arrays: dict[str, Any] = {ARRAYS: to_record(runtime.order.trainer.model.module.state_dict())}
     arrays["more"] = ArrayRecord()
     records = {name: MetricRecord(values) for name, values in said.items()}
     released = let_out(runtime, RecordDict(arrays | records), MessageType.TRAIN)

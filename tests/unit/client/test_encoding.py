@@ -376,7 +376,7 @@ def test_an_array_that_is_encoded_unasked_does_not_leave(wide: Open) -> None:
 
 
 def _shapes(here: Harbour) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in here.runtime.order.trainer.state.items()}
+    return {name: tuple(t.shape) for name, t in here.runtime.order.trainer.model.state.items()}
 
 
 def test_what_was_left_out_is_sent_later_over_a_restart(wide: Open) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -236,7 +237,7 @@ def test_a_private_round_after_an_evaluation_still_learns_from_the_records() -> 
 
 def test_making_a_trainer_leaves_torchs_randomness_alone() -> None:
     state = torch.random.get_rng_state()
-    assert a_trainer().names == tuple(weights_of(Digits))
+    assert tuple(a_trainer().model.state) == tuple(weights_of(Digits))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -499,6 +500,26 @@ def test_a_round_on_a_device(device: str, precision: Precision, privately: bool)
     assert result.update_norm > 0.0
     assert privately or same(trainer.train(weights, examples, plan).update, result.update)
     assert evaluated(trainer, weights, examples)["loss"] > 0.0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rounds_of_all_records_and_next_to_no_noise_end_alike(device: str) -> None:
+    plan, examples, weights = a_plan(lr=0.1), records(300, classes=False), weights_of(Line)
+    steps = PrivateSteps(sampling_rate=1.0, noise_multiplier=1e-9, clipping_norm=1.0)
+    plan = replace(plan, steps=4, privacy=steps)
+    trainers = [
+        Trainer(Line(NoOptions()), torch.device(device), engine=EngineSettings(graphs=graphs))
+        for graphs in (True, False)
+    ]
+    updates = [
+        torch.cat(
+            [each.flatten() for each in trainer.train(weights, examples, plan).update.values()]
+        )
+        for trainer in trainers
+        for _ in range(3)
+    ]
+    for update in updates[1:]:
+        assert float((update - updates[0]).norm()) <= 1e-4 * float(updates[0].norm())
 
 
 @pytest.mark.parametrize("device", DEVICES)

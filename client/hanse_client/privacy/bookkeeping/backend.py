@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from hanse_client.privacy.bookkeeping.taps import tap
 from hanse_client.privacy.clipping import ClippedSum, Clipping
 from hanse_client.privacy.memory import step_of_sizes
 from hanse_client.privacy.precision import exact_float32
+from hanse_client.privacy.replays import Replays
 from hanse_client.privacy.settings import Precision
 from hanse_client.steps import RecordLoss, losses_of, trainable
 
@@ -35,6 +37,7 @@ class BookkeepingBackend:
             before a norm or a sum is made of it, so that in bfloat16 too, and in a GPU's TF32,
             the sum is made of the very gradients whose norms were taken; rounding has only
             changed which they are.
+        replays: where passes of this model, this loss and this clipping are kept, to be replayed.
 
     Raises:
         UnprovableModelError: if a trainable layer is not of a known kind.
@@ -48,6 +51,7 @@ class BookkeepingBackend:
         loss: RecordLoss,
         clipping: Clipping,
         precision: Precision = "float32",
+        replays: Replays | None = None,
     ) -> None:
         self._model = model
         self._loss = loss
@@ -56,10 +60,26 @@ class BookkeepingBackend:
         self._precision: Precision = precision
         self._books = Books()
         self._taps = tap(self._books, model)
+        self._replays = replays
 
     def clipped_sum(self, part: Examples) -> ClippedSum:
         """The sum over ``part``, which holds at least one record."""
         records, part = len(part), evened(part)
+        counted = torch.arange(len(part), device=part.targets.device) < records
+        made = None
+        if self._replays is not None:
+            made = self._replays.run(self._summed, part, counted)
+        if made is None or not math.isfinite(made.norms.sum()):
+            made = self._summed(part, counted, look=True)
+        return replace(made, losses=made.losses[:records], norms=made.norms[:records])
+
+    def _summed(self, part: Examples, counted: Tensor, *, look: bool = False) -> ClippedSum:
+        """The sum over the records marked in ``counted``, shape (B,).
+
+        Args:
+            look: whether to look for records without a finite gradient, and keep them out of the
+                sum, which is not finite otherwise. To look is to wait for the device.
+        """
         books = self._books
         books.open(len(part))
         for each in self._taps:
@@ -69,25 +89,21 @@ class BookkeepingBackend:
             ones = torch.ones_like(losses)
             torch.autograd.grad(losses, books.first, ones, allow_unused=True)
         with exact_float32(losses.device):
-            return self._close(losses, records)
+            return self._close(losses.detach(), counted, look=look)
 
-    def _close(self, losses: Tensor, records: int) -> ClippedSum:
-        """Of the first ``records``; the others were added to have a number that came before."""
+    def _close(self, losses: Tensor, counted: Tensor, *, look: bool) -> ClippedSum:
         norms, entries = self._books.close()
         if norms is None:
             norms = torch.zeros_like(losses)
-        elif not math.isfinite(norms.sum()):
+        elif look and not math.isfinite(norms.sum()):
             boundless = norms.isinf()
             entries = [(owners, found.without(boundless)) for owners, found in entries]
         held = sum(found.nbytes() for _, found in entries)
-        factors = self._clipping.factors(norms)
-        if records < len(factors):
-            factors[records:] = 0.0
-        sums = _sums(entries, factors)
+        sums = _sums(entries, self._clipping.factors(norms).mul_(counted))
         return ClippedSum(
             sums=tuple(_or_zeros(sums.get(p), p) for p in self._parameters),
-            losses=losses.detach()[:records],
-            norms=norms[:records],
+            losses=losses,
+            norms=norms,
             held=held,
         )
 

@@ -177,15 +177,18 @@ class Rows:
     rows: int
 
     def squares(self) -> Squares:
-        """Sums first what a record adds to the same row."""
+        """Sums first what a record adds to the same row; no shape depends on the indices."""
         records, _, width = self.right.shape
         starts = self.rows * torch.arange(records, device=self.indices.device)
-        keys = (self.indices + starts[:, None]).flatten()
-        unique, places = torch.unique(keys, return_inverse=True)
-        sums = self.right.new_zeros(len(unique), width)
+        keys, order = (self.indices + starts[:, None]).flatten().sort()
+        runs = torch.zeros_like(keys)  # which run of equal keys each is in
+        torch.cumsum(keys[1:] != keys[:-1], dim=0, out=runs[1:])
+        places = torch.empty_like(runs).scatter_(0, order, runs)
+        sums = self.right.new_zeros(len(keys), width)
         sums.index_add_(0, places, self.right.reshape(-1, width))
+        owners = torch.zeros_like(runs).scatter_(0, runs, keys // self.rows)
         squares = self.right.new_zeros(records)
-        return Squares(squares.index_add_(0, unique // self.rows, _square(sums)))
+        return Squares(squares.index_add_(0, owners, _square(sums)))
 
     def weighted_sums(self, weights: Tensor) -> Sequence[Tensor]:
         width = self.right.shape[2]
