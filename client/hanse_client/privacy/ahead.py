@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from typing import TypeAlias
 
 import torch
 from hanse.threads import threads
@@ -24,13 +25,17 @@ WORTHWHILE = 2**17
 CPU = torch.device("cpu")
 
 
+_Drawn: TypeAlias = tuple[Tensor, torch.cuda.Event | None]
+"""Values, and when they are there, for a GPU."""
+
+
 class NoiseAhead:
     """A source that draws in threads what will be asked for, from the moment that is known.
 
     While a GPU works on a step, the processor has little else to do; and while a processor does,
     its other cores. As many threads draw at a time as torch computes with, at least one. Of
     :class:`SecureNoise` for a GPU they draw the words, in memory that the GPU fetches them from,
-    and the GPU makes normals of those.
+    and have it make normals of those beside its other work.
 
     Args:
         source: draws; of several threads at a time, if there are.
@@ -41,8 +46,9 @@ class NoiseAhead:
         self._source = source
         self._words = source if isinstance(source, SecureNoise) and device.type == "cuda" else None
         self._device = device
+        self._beside = None if self._words is None else torch.cuda.Stream(device)
         self._counts: Iterator[int] = iter(())
-        self._drawing: deque[tuple[int, Future[Tensor]]] = deque()
+        self._drawing: deque[tuple[int, Future[_Drawn]]] = deque()
         self._under_way = 0
         self._most = AHEAD if self._words is None else AHEAD_OF_GPU
 
@@ -60,25 +66,30 @@ class NoiseAhead:
     def standard_normals(self, count: int) -> Tensor:
         """``count`` fresh values, float64, shape (count,); on the device, if that made them."""
         if not self._drawing:
-            return self._finished(self._draw(count), count)
+            return self._ready(self._draw(count))
         begun, drawn = self._drawing.popleft()
         self._under_way -= begun
         self._begin_more()
         if begun != count:
             raise AssertionError(f"noise for {begun} values was begun, and {count} are asked for")
-        return self._finished(drawn.result(), count)
+        return self._ready(drawn.result())
 
-    def _draw(self, count: int) -> Tensor:
-        """What a thread can make of ``count`` values: they, or their words."""
-        if self._words is None:
-            return self._source.standard_normals(count)
-        return self._words.words(count, pinned=True)
+    def _draw(self, count: int) -> _Drawn:
+        if self._words is None or self._beside is None:
+            return self._source.standard_normals(count), None
+        with torch.cuda.stream(self._beside):
+            words = self._words.words(count, pinned=True).to(self._device, non_blocking=True)
+            normals = torch.empty(count, dtype=torch.float64, device=self._device)
+            box_muller(words, normals)
+            return normals, self._beside.record_event()
 
-    def _finished(self, drawn: Tensor, count: int) -> Tensor:
-        if self._words is None:
-            return drawn
-        normals = torch.empty(count, dtype=torch.float64, device=self._device)
-        box_muller(drawn.to(self._device, non_blocking=True), normals)
+    def _ready(self, drawn: _Drawn) -> Tensor:
+        """For the stream of who asks."""
+        normals, made = drawn
+        if made is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(made)
+            normals.record_stream(stream)
         return normals
 
     def _begin_more(self) -> None:
