@@ -46,7 +46,7 @@ class NoiseAhead:
         self._source = source
         self._words = source if isinstance(source, SecureNoise) and device.type == "cuda" else None
         self._device = device
-        self._beside = None if self._words is None else torch.cuda.Stream(device)
+        self._beside = None if self._words is None else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._counts: Iterator[int] = iter(())
         self._drawing: deque[tuple[int, Future[_Drawn]]] = deque()
         self._under_way = 0

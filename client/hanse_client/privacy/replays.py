@@ -173,7 +173,12 @@ class Replays:
                 norms=torch.empty_like(tried.norms),
             ),
         )
-        recording.again = self._recorder.record(lambda: recording.work(summed))
+        try:
+            recording.again = self._recorder.record(lambda: recording.work(summed))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            return f"the model cannot be recorded ({error})"
         self._recordings[shapes] = recording
         return "recordings keep too much memory" if self._recorder.is_full else None
 
