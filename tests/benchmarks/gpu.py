@@ -5,7 +5,7 @@ goes: what feeds the records, draws the noise and copies the weights is in it. `
 that everybody writes; its records lie in the processor's memory, as the site's do. In float32 it is
 run as torch is by default, whose convolutions on a GPU are of TF32, and with them of float32
 (``ieee``). Hanse's private steps make norms and sums of ``ieee`` whatever the passes were in;
-Opacus' modes are run in it altogether. Times are medians over rounds in turn, after three in which
+Opacus' modes are run in it altogether. Times are medians over rounds in turn, after two in which
 libraries choose their kernels and Hanse records the passes of most sizes of batches; memory is the
 GPU's at its peak, above what the contender held before.
 
@@ -41,7 +41,7 @@ from tests.benchmarks import dp_step, simulation
 
 Round = Callable[[], object]
 
-STEPS, WARM, ROUNDS, WORKERS = 10, 3, 5, (1, 2, 4)
+STEPS, WARM, ROUNDS, WORKERS = 10, 2, 4, (1, 2, 4)
 BATCHES = {
     "MLP 784-128-10": 256,
     "CNN 1.2 M": 256,

@@ -18,9 +18,10 @@ from hanse_client.privacy.bookkeeping.backend import BookkeepingBackend
 from hanse_client.privacy.clipping import Clipping
 from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.loop import looped_sum
+from hanse_client.privacy.precision import exact_float32
 from hanse_client.privacy.replays import CudaGraphs, Recorder, Replays
 from hanse_client.steps import trainable
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -28,6 +29,9 @@ from tests.contract.dp_models import ELSEWHERE, MODELS, bent, drawn, flat, known
 from tests.devices import DEVICES
 
 KINDS = [kind for kind in MODELS if "bookkeeping" not in ELSEWHERE.get(kind, set())]
+SHAPES = settings(
+    derandomize=True, deadline=None, max_examples=3, database=None, phases=[Phase.generate]
+)
 ON_EACH = pytest.mark.parametrize("device", DEVICES)
 
 
@@ -73,7 +77,7 @@ def batch_of(records: int, device: str, seed: int = 0) -> Examples:
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @ON_EACH
 @pytest.mark.parametrize("kind", KINDS)
-@settings(derandomize=True, deadline=None, max_examples=4, database=None)
+@SHAPES
 @given(data=st.data())
 def test_replays_are_the_passes_of_other_weights_and_other_records(
     kind: str, device: str, data: st.DataObject
@@ -82,7 +86,10 @@ def test_replays_are_the_passes_of_other_weights_and_other_records(
     model, batch = model.to(device), batch.to(torch.device(device))
     norm = float(looped_sum(model, bent, Clipping(math.inf), batch).norms.median()) * 1.01 + 1e-3
     replays, twin = replays_of(model), deepcopy(model)  # the twin has no taps
-    with closing(BookkeepingBackend(model, bent, Clipping(norm), replays=replays)) as backend:
+    with (
+        exact_float32(torch.device(device)),
+        closing(BookkeepingBackend(model, bent, Clipping(norm), replays=replays)) as backend,
+    ):
         for turn in range(4):
             with torch.no_grad():
                 for parameter in (*model.parameters(), *twin.parameters()):
