@@ -33,12 +33,13 @@ def events(here: Harbour) -> list[str]:
 
 
 def failing(where: str, here: Harbour, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a part of training fail from now on."""
+    """Let a part of training, or of its model, fail from now on."""
 
     def fail(*arguments: object, **settings: object) -> None:
         raise LedgerError(f"{where} failed")
 
-    monkeypatch.setattr(here.runtime.order.trainer, where, fail)
+    trainer = here.runtime.order.trainer
+    monkeypatch.setattr(trainer if hasattr(trainer, where) else trainer.model, where, fail)
 
 
 def test_a_charge_is_told_in_the_trail_with_all_that_a_recount_needs(
@@ -68,7 +69,7 @@ def test_what_failed_before_the_first_batch_is_taken_back(
 ) -> None:
     here = harbour()
     here.send(job(**SMALL), name="a")
-    failing("_load", here, monkeypatch)
+    failing("load", here, monkeypatch)
     assert here.send(job(**SMALL), name="b").has_error()
     assert states(here) == ["released", "taken back"]
     assert events(here)[-2:] == ["charge_taken_back", "refused"]
@@ -77,7 +78,7 @@ def test_what_failed_before_the_first_batch_is_taken_back(
     assert states(here) == ["released", "taken back", "released"]
 
 
-@pytest.mark.parametrize("where", ["_batch", "_update"])
+@pytest.mark.parametrize("where", ["_batch", "update"])
 def test_what_failed_after_the_first_batch_stays(
     harbour: Callable[..., Harbour], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
