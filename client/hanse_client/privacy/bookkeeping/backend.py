@@ -99,7 +99,7 @@ class BookkeepingBackend:
             boundless = norms.isinf()
             entries = [(owners, found.without(boundless)) for owners, found in entries]
         held = sum(found.nbytes() for _, found in entries)
-        sums = _sums(entries, self._clipping.factors(norms).mul_(counted))
+        sums = _sums(entries, self._clipping.factors(norms) * counted)
         return ClippedSum(
             sums=tuple(_or_zeros(sums.get(p), p) for p in self._parameters),
             losses=losses,
