@@ -21,6 +21,7 @@ from hanse.flower import (
     CONFIG,
     METRICS,
     WEIGHT,
+    filled,
     only_arrays,
     to_metrics,
     to_record,
@@ -120,11 +121,10 @@ def _told(
     exact: Mapping[str, float],
 ) -> RecordDict:
     """What there is to tell, by the way in which it came about; the last gate chooses of it."""
-    told = RecordDict({METRICS: to_metrics({WEIGHT: runtime.weight(records)})})
-    for kind, values in ((Kind.PUBLIC, public), (Kind.NOISED, noised), (Kind.EXACT, exact)):
-        if values:
-            told[kind] = to_metrics(values)
-    return told
+    kinds = {Kind.PUBLIC: public, Kind.NOISED: noised, Kind.EXACT: exact}
+    told = {METRICS: to_metrics({WEIGHT: runtime.weight(records)})}
+    told |= {kind.value: to_metrics(values) for kind, values in kinds.items() if values}
+    return filled(RecordDict, told)
 
 
 def describe(runtime: SiteRuntime) -> ConfigRecord:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from functools import lru_cache
+import weakref
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message, RecordDict
 from hanse.aggregation import PLAIN, Encoding
 from hanse.config import validate
 from hanse.encodings import CODECS, ENCODING, KEPT, TRAINABLE_ONLY
 from hanse.errors import JobError, PolicyError
-from hanse.flower import JOB, PROXIMAL_MU, ROUND, only_arrays, size_of
-from hanse.flower import config_of as config_in
+from hanse.flower import JOB, PROXIMAL_MU, ROUND, config_of, only_arrays, size_of
 from hanse.job import FOR_SITES, Job
 from hanse.parsing import parse_json
 from hanse.plain import plain
@@ -24,27 +25,104 @@ CLOCKS_APART_SECONDS = 300.0
 """So far the clocks of both ends may differ."""
 
 
-def config_of(message: Message) -> ConfigRecord:
-    """The configuration of an instruction; empty if it has none."""
-    return config_in(message.content)
+class Asked:
+    """What the content of an instruction asks for; each part is read when it is first looked at.
 
-
-def job_text(config: ConfigRecord) -> str:
-    """The job's text.
-
-    Raises:
-        JobError: if there is none, or too much of it.
+    It keeps no model longer than who sent it does.
     """
-    text = config.get(JOB)
-    if not isinstance(text, str):
-        raise JobError(f"the instruction carries no {JOB}: this site runs only Hanse's jobs")
-    if len(text) > LONGEST_JOB:
-        raise JobError(f"{JOB} of {len(text)} characters passes the limit, {LONGEST_JOB}")
-    return text
+
+    def __init__(self, content: RecordDict) -> None:
+        self._content = weakref.ref(content)
+        self.config = config_of(content)
+
+    @cached_property
+    def job(self) -> Job:
+        """The job.
+
+        Raises:
+            JobError: if there is none, or it says what is no business of a site.
+        """
+        text = self.config.get(JOB)
+        if not isinstance(text, str):
+            raise JobError(f"the instruction carries no {JOB}: this site runs only Hanse's jobs")
+        if len(text) > LONGEST_JOB:
+            raise JobError(f"{JOB} of {len(text)} characters passes the limit, {LONGEST_JOB}")
+        return _read_job(text)
+
+    @cached_property
+    def server_round(self) -> int:
+        """The round.
+
+        Raises:
+            JobError: if it is no whole number.
+        """
+        number = self.config.get(ROUND)
+        if not isinstance(number, int):
+            raise JobError(f"{ROUND} = {plain(repr(number), 64)} is not a whole number")
+        return number
+
+    @cached_property
+    def model_bytes(self) -> int:
+        """The size of the model.
+
+        Raises:
+            JobError: if there is none.
+        """
+        try:
+            arrays = only_arrays(self._content() or RecordDict())
+        except ValueError as error:
+            raise JobError(f"the instruction holds no model: {error}") from error
+        return sum(map(size_of, arrays.values()))
+
+    @cached_property
+    def proximal_mu(self) -> float | None:
+        """What the strategy asks for of FedProx; None if nothing.
+
+        Raises:
+            PolicyError: if it is no number that there can be.
+        """
+        mu = self.config.get(PROXIMAL_MU)
+        if mu is None:
+            return None
+        if not isinstance(mu, int | float) or not math.isfinite(mu) or mu < 0:
+            said = plain(repr(mu), 64)
+            raise PolicyError(f"{PROXIMAL_MU} = {said} is not a finite number of at least 0")
+        return float(mu)
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """The encoding that an update is wanted in; plain for one that this version does not know.
+
+        Raises:
+            JobError: if what is asked for makes no sense, or is asked of a masked update.
+        """
+        asked = {field: self.config[key] for field, key in _ENCODING.items() if key in self.config}
+        if isinstance(asked.get("name"), str) and asked["name"] not in (PLAIN, *CODECS):
+            asked["name"] = PLAIN
+        wanted = validate(asked, Encoding, JobError, where=ENCODING)
+        if self.job.secure_aggregation.enabled and not wanted.plain:
+            raise JobError(f"{ENCODING}: the update of a secure round is masked, and leaves whole")
+        return wanted
+
+
+_ENCODING = {"name": ENCODING, "kept": KEPT, "trainable_only": TRAINABLE_ONLY}
+
+
+def asked_in(content: RecordDict) -> Asked:
+    """What an instruction asks for; many simulated sites are sent one and the same content."""
+    global _last
+    of, asked = _last
+    if of() is not content:
+        asked = Asked(content)
+        _last = weakref.ref(content), asked
+    return asked
+
+
+_last: tuple[Callable[[], RecordDict | None], Asked] = lambda: None, Asked(RecordDict())
 
 
 @lru_cache(maxsize=4)  # many simulated sites are asked for the same
-def read_job(text: str) -> Job:
+def _read_job(text: str) -> Job:
     """The job that a text describes.
 
     Raises:
@@ -59,65 +137,6 @@ def read_job(text: str) -> Job:
     if foreign:
         raise JobError(f"{JOB}: {foreign[0]} is the server's own, and is not taken from it here")
     return job
-
-
-def server_round(config: ConfigRecord) -> int:
-    """The round that an instruction is of.
-
-    Raises:
-        JobError: if it is no whole number.
-    """
-    number = config.get(ROUND)
-    if not isinstance(number, int):
-        raise JobError(f"{ROUND} = {plain(repr(number), 64)} is not a whole number")
-    return number
-
-
-def model_bytes(message: Message) -> int:
-    """The size of the model that an instruction carries.
-
-    Raises:
-        JobError: if it carries none.
-    """
-    try:
-        arrays = only_arrays(message.content)
-    except ValueError as error:
-        raise JobError(f"the instruction holds no model: {error}") from error
-    return sum(map(size_of, arrays.values()))
-
-
-def proximal_mu(config: ConfigRecord) -> float | None:
-    """What the strategy asks for of FedProx; None if nothing.
-
-    Raises:
-        PolicyError: if it is no number that there can be.
-    """
-    mu = config.get(PROXIMAL_MU)
-    if mu is None:
-        return None
-    if not isinstance(mu, int | float) or not math.isfinite(mu) or mu < 0:
-        said = plain(repr(mu), 64)
-        raise PolicyError(f"{PROXIMAL_MU} = {said} is not a finite number of at least 0")
-    return float(mu)
-
-
-def encoding(config: ConfigRecord, job: Job) -> Encoding:
-    """The encoding that an update is wanted in; plain for one that this version does not know.
-
-    Raises:
-        JobError: if what is asked for makes no sense, or is asked of a masked update.
-    """
-    asked = {
-        field: config[key]
-        for field, key in (("name", ENCODING), ("kept", KEPT), ("trainable_only", TRAINABLE_ONLY))
-        if key in config
-    }
-    if isinstance(asked.get("name"), str) and asked["name"] not in (PLAIN, *CODECS):
-        asked["name"] = PLAIN
-    wanted = validate(asked, Encoding, JobError, where=ENCODING)
-    if job.secure_aggregation.enabled and not wanted.plain:
-        raise JobError(f"{ENCODING}: the update of a secure round is masked, and leaves whole")
-    return wanted
 
 
 def check_addressed(message: Message, node_id: int) -> None:

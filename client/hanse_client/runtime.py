@@ -16,7 +16,7 @@ from hanse.privacy.accounting import Charge
 from hanse.records import Records
 from hanse.task import AnyTask
 
-from hanse_client import asking
+from hanse_client.asking import Asked, asked_in
 from hanse_client.audit import AuditTrail
 from hanse_client.ledger import Ledger
 from hanse_client.leftovers import Leftovers, LeftoverStore
@@ -128,13 +128,14 @@ class SiteRuntime:
             DataError: if the site's data does not fit the task.
             UnprovableModelError, CoupledLossError: if it cannot be trained under privacy.
         """
-        job, server_round = self.asked(message)
+        asked = self.asked(message)
+        job, server_round = asked.job, asked.server_round
         policy, run_id = self.site.policy, message.metadata.run_id
         kind = message.metadata.message_type
-        encoding = asking.encoding(asking.config_of(message), job)
+        encoding = asked.encoding
         if kind == MessageType.TRAIN:
             self._turns.check(run_id, server_round)
-        check_model_size(policy, asking.model_bytes(message))
+        check_model_size(policy, asked.model_bytes)
         trainer, records = self._open(job)
         trainer.receive(only_arrays(message.content))
         release = release_of(policy, job, trainer.task, judges=records.held_out is not None)
@@ -144,7 +145,7 @@ class SiteRuntime:
             server_round,
             len(records.train),
             site=self.site.name,
-            proximal_mu=asking.proximal_mu(asking.config_of(message)),
+            proximal_mu=asked.proximal_mu,
             release=release,
         )
         check_plan(policy, job, plan)
@@ -170,8 +171,8 @@ class SiteRuntime:
         )
         return self._order
 
-    def asked(self, message: Message) -> tuple[Job, int]:
-        """The job and the round of an instruction, if the policy allows the job; no order yet.
+    def asked(self, message: Message) -> Asked:
+        """What an instruction asks for, if the policy allows its job; no order yet.
 
         Raises:
             JobError: if it is not an instruction of Hanse's server app.
@@ -179,13 +180,9 @@ class SiteRuntime:
         """
         self._order = self.left_out = None
         self.statement = {}
-        config = asking.config_of(message)
-        text = asking.job_text(config)
-        known = self._job is not None and self._job.instruction == text
-        job = self._job if self._job is not None and known else asking.read_job(text)
-        server_round = asking.server_round(config)
-        check_job(self.site.policy, job, server_round)
-        return job, server_round
+        asked = asked_in(message.content)
+        check_job(self.site.policy, asked.job, asked.server_round)
+        return asked
 
     def masked(self, message: Message) -> ConfigRecord:
         """What this site answers to a stage of a secure round without training.
@@ -193,9 +190,9 @@ class SiteRuntime:
         Raises:
             SecureAggregationError, PeerError, PolicyError: as :mod:`hanse_client.secagg` tells.
         """
-        job, server_round = self.asked(message)
-        config = asking.config_of(message)
-        session = session_of(job, server_round, message.metadata.run_id, config)
+        asked = self.asked(message)
+        job, config = asked.job, asked.config
+        session = session_of(job, asked.server_round, message.metadata.run_id, config)
 
         def weight() -> float:
             return self.weight(len(self._open(job)[1].train))
@@ -209,6 +206,8 @@ class SiteRuntime:
 
     def _tell_kept_back(self, task: AnyTask) -> None:
         """Let the administrator know of metrics that the policy names and that cannot leave."""
+        if not self.site.policy.release:
+            return
         names = set(kept_back(self.site.policy, task)) - self._told
         self._told |= names
         for name in sorted(names):

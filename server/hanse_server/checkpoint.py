@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hanse.errors import WorkspaceError
 from hanse.flower import read_tensors, to_record
 from hanse.parsing import parse_json
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -123,10 +125,10 @@ def save_model(path: Path, arrays: ArrayRecord, statement: Mapping[str, Any]) ->
 
     So a model that is handed on alone still says what privacy it kept.
     """
-    temporary = path.with_name(f".{path.name}")
-    save_tensors(read_tensors(arrays), temporary, {STATEMENT: json.dumps(statement)})
+    temporary, told = path.with_name(f".{path.name}"), partial(to_json, inf_nan_mode="constants")
+    save_tensors(read_tensors(arrays), temporary, {STATEMENT: told(statement).decode()})
     replace_file(path, temporary)
-    write_file(path.with_suffix(".json"), json.dumps(statement, indent=2).encode())
+    write_file(path.with_suffix(".json"), told(statement, indent=2))
 
 
 def load_model(path: Path) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -25,7 +26,7 @@ class TensorSpec:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Bytes of its numbers."""
         return math.prod(self.shape) * self.dtype.itemsize

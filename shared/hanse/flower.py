@@ -23,6 +23,7 @@ from flwr.app.exception import AppExitException as AppExitException
 # process of a ServerApp, and has no public way for another Grid to do the same.
 from flwr.supercore.task_identity import TaskIdentity
 
+from hanse.arrays import filled as filled
 from hanse.arrays import only_arrays as only_arrays
 from hanse.arrays import read_tensor as read_tensor
 from hanse.arrays import read_tensors as read_tensors
@@ -222,7 +223,7 @@ _LABELS = {kind.exit_code: kind.label for kind in error_types() if kind.exit_cod
 
 def to_metrics(values: Mapping[str, float]) -> MetricRecord:
     """Named numbers as Flower's MetricRecord, in their order."""
-    return MetricRecord(dict(values.items()))
+    return filled(MetricRecord, dict(values))
 
 
 def config_of(content: RecordDict, name: str = CONFIG) -> ConfigRecord:

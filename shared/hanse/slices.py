@@ -17,7 +17,10 @@ ELEMENTS = 1 << 16
 
 def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Flat views of the same elements of contiguous ``tensors`` of one shape."""
-    return zip(*(torch.split(tensor.view(-1), ELEMENTS) for tensor in tensors), strict=True)
+    flat = tuple(tensor.view(-1) for tensor in tensors)
+    if flat[0].numel() <= ELEMENTS:
+        return iter((flat,))
+    return zip(*(torch.split(each, ELEMENTS) for each in flat), strict=True)
 
 
 def square_norm(tensor: Tensor) -> float:
@@ -25,9 +28,10 @@ def square_norm(tensor: Tensor) -> float:
     flat = tensor.reshape(-1)
     if flat.is_cuda:  # it widens number by number, and begins in no time only what is large
         return float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
-    parts = (flat,) if flat.numel() <= ELEMENTS else torch.split(flat, ELEMENTS)
-    wide = (each.double() for each in parts)
-    return sum((float(torch.dot(each, each)) for each in wide), start=0.0)
+    if flat.numel() <= ELEMENTS:
+        wide = flat.double()
+        return float(torch.dot(wide, wide))
+    return sum(map(square_norm, torch.split(flat, ELEMENTS)), start=0.0)
 
 
 def norm_of(tensors: Iterable[Tensor]) -> float:

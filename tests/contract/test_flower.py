@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import create_autospec
 
 import numpy as np
@@ -32,6 +33,7 @@ from hanse.flower import (
     become_server_app,
     error_label,
     error_reply,
+    filled,
     only_arrays,
     open_envelope,
     to_array,
@@ -276,6 +278,26 @@ def test_an_array_of_pickled_objects_is_refused() -> None:
 
     with pytest.raises(ValueError, match="holds no array"):
         to_tensor(Array("object", (1,), SType.NUMPY, buffer.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (MetricRecord, {"loss": 0.5, "steps": 3}),
+        (ConfigRecord, {"name": "north", "kept": 0.1, "names": ["a"]}),
+        (ArrayRecord, {"weight": Array(np.ones(2))}),
+        (RecordDict, {"metrics": MetricRecord({"loss": 0.5})}),
+    ],
+)
+def test_a_filled_record_is_the_one_that_flower_makes(kind: Any, values: dict[str, Any]) -> None:
+    record, made = filled(kind, dict(values)), kind(dict(values))
+    assert record == made
+    assert getattr(record, "object_id", None) == getattr(made, "object_id", None)
+    assert list(record.items()) == list(made.items())
+    with pytest.raises(TypeError):
+        record["another"] = object()
+    if kind in (MetricRecord, ConfigRecord):
+        assert kind.inflate(record.deflate()) == made
 
 
 def test_a_message_has_one_array_record() -> None:

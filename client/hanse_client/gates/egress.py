@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flwr.app import (
+    ArrayRecord,
     ConfigRecord,
     Context,
     Message,
     MessageType,
+    MetricRecord,
     RecordDict,
 )
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -22,6 +24,7 @@ from hanse.flower import (
     TERMS,
     WEIGHT,
     arrays_of,
+    filled,
     metrics_of,
     size_of,
     to_metrics,
@@ -74,13 +77,15 @@ def let_out(runtime: SiteRuntime, content: RecordDict, message_type: str) -> Rel
         passing = _passing(runtime, content, kind)
         kinds[kind] = [name for name in passing if name not in metrics]
         metrics |= {name: passing[name] for name in kinds[kind]}
-    released = RecordDict({METRICS: to_metrics(metrics), TERMS: _terms(runtime, kinds)})
+    terms = _terms(runtime, kinds)
+    released: dict[str, ArrayRecord | ConfigRecord | MetricRecord]
+    released = {METRICS: to_metrics(metrics), TERMS: filled(ConfigRecord, terms)}
     if message_type == MessageType.TRAIN:
         update = arrays_of(content)
         if is_secure(runtime):
             check_masked(update)
         released[ARRAYS] = travelling(runtime, update)
-    return Released(content=released, kinds=kinds)
+    return Released(content=filled(RecordDict, released), kinds=kinds)
 
 
 def _passing(runtime: SiteRuntime, content: RecordDict, kind: Kind) -> dict[str, float]:
@@ -101,17 +106,17 @@ def _weight(runtime: SiteRuntime, message_type: str) -> float:
     return runtime.weight(len(examples))
 
 
-def _terms(runtime: SiteRuntime, kinds: dict[Kind, list[str]]) -> ConfigRecord:
+def _terms(
+    runtime: SiteRuntime, kinds: dict[Kind, list[str]]
+) -> dict[str, str | float | list[str]]:
     """On what terms the metrics leave, so that the server can state it; functions of the policy."""
     noised = runtime.order.noised if kinds[Kind.NOISED] else None
-    return ConfigRecord(
-        {
-            "count": "public" if runtime.site.policy.count == "public" else "declared",
-            "noised": kinds[Kind.NOISED],
-            "exact": kinds[Kind.EXACT],
-            "noise_multiplier": 0.0 if noised is None else noised.noise_multiplier,
-        }
-    )
+    return {
+        "count": "public" if runtime.site.policy.count == "public" else "declared",
+        "noised": kinds[Kind.NOISED],
+        "exact": kinds[Kind.EXACT],
+        "noise_multiplier": 0.0 if noised is None else noised.noise_multiplier,
+    }
 
 
 def _tell_release(runtime: SiteRuntime, message: Message, released: Released) -> None:

@@ -12,7 +12,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from hanse.aggregation import PLAIN
 from hanse.encodings import encoding_of
 from hanse.errors import PolicyError
-from hanse.flower import ARRAYS, ENCODING_ERROR, only_arrays, read_tensors
+from hanse.flower import ARRAYS, ENCODING_ERROR, filled, only_arrays, read_tensors
 
 from hanse_client.encoding import encode_update
 from hanse_client.leftovers import Leftovers, Owner
@@ -61,10 +61,7 @@ def travelling(runtime: SiteRuntime, update: ArrayRecord) -> ArrayRecord:
     for name in names:
         if name not in update or encoding_of(update[name]) not in (PLAIN, order.encoding.name):
             raise PolicyError(f"array {name!r} is missing or encoded unasked: it does not leave")
-    leaving = ArrayRecord()  # not from a dict: that would make the bytes of each
-    for name in names:
-        leaving[name] = update[name]
-    return leaving
+    return filled(ArrayRecord, {name: update[name] for name in names})
 
 
 def _encode(runtime: SiteRuntime, reply: Message) -> None:

@@ -22,6 +22,7 @@ from hanse.flower import (
     ARRAYS,
     CONFIG,
     ROUND,
+    filled,
     only_arrays,
     read_tensor,
     read_tensors,
@@ -264,6 +265,6 @@ def _messages(
 ) -> list[Message]:
     config[ROUND] = server_round
     # One RecordDict for all: the link encodes the same object only once.
-    content = RecordDict({ARRAYS: arrays, CONFIG: config})
+    content = filled(RecordDict, {ARRAYS: arrays, CONFIG: config})
     group = str(server_round)
     return [Message(content, site, message_type, group_id=group) for site in sites]
