@@ -237,6 +237,21 @@ def test_what_would_keep_too_much_memory_is_not_replayed() -> None:
     assert len(recorder.records) == 1
 
 
+def test_where_nothing_was_recorded_the_pass_is_made() -> None:
+    class Blank(Again):
+        def record(self, work: Callable[[], None]) -> Callable[[], object]:
+            return lambda: None  # as a graph of another GPU's stream would be
+
+    model = perceptron("cpu")
+    replays = replays_of(model, Blank())
+    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+        for seed in range(4):
+            batch = batch_of(5, "cpu", seed)
+            found = backend.clipped_sum(batch)
+            expected = looped_sum(perceptron("cpu"), bent, Clipping(0.5), batch)
+            assert torch.allclose(flat(found.sums), flat(expected.sums), rtol=1e-4, atol=1e-6)
+
+
 def test_weights_that_moved_are_recorded_anew() -> None:
     model, recorder = perceptron("cpu"), Again()
     replays = replays_of(model, recorder)

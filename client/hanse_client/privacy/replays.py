@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import warnings
 from collections import Counter
@@ -50,6 +51,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         self._held = 0
 
@@ -59,7 +61,7 @@ class CudaGraphs:
         before = torch.cuda.get_sync_debug_mode()
         try:
             with warnings.catch_warnings():
-                # That it does not find every wait: a recording that waits fails by itself.
+                # That it does not find every wait; a recording of one fails by itself.
                 warnings.simplefilter("ignore")
                 torch.cuda.set_sync_debug_mode("error")
             yield
@@ -69,8 +71,14 @@ class CudaGraphs:
     def record(self, work: Callable[[], None]) -> Callable[[], object]:
         """Do ``work``, on tensors that stay; calls of the result do it again."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads draw noise meanwhile, into memory that they ask the driver for.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(
+            graph,
+            self._pool,
+            self._stream,
+            # Other threads draw noise meanwhile, into memory that they ask the driver for.
+            capture_error_mode="thread_local",
+        )
+        with torch.cuda.device(self._device), recording:
             before = torch.cuda.memory_reserved(self._device)
             work()
             self._held += torch.cuda.memory_reserved(self._device) - before
@@ -170,7 +178,8 @@ class Replays:
                 tried,
                 sums=self._sums,
                 losses=torch.empty_like(tried.losses),
-                norms=torch.empty_like(tried.norms),
+                # What was not recorded after all leaves norms that no pass makes.
+                norms=torch.full_like(tried.norms, math.nan),
             ),
         )
         try:
