@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hanse.errors import TaskError
 from hanse.evaluation import LOSS, mean_loss, record_metrics, shares
 from hanse.task import AnyTask
 from torch import Tensor
@@ -33,6 +34,7 @@ def exact_metrics(
 
     Raises:
         DivergedError: if the loss is one of them and not finite.
+        TaskError: if the task has one that is no number.
     """
     told = {}
     if leaves_exact(policy, LOSS):
@@ -40,4 +42,10 @@ def exact_metrics(
     if any(name not in (LOSS, *PUBLIC_METRICS) for name in policy.release_exact):
         metrics = task.metrics(outputs, targets)
         told |= {name: metrics[name] for name in metrics if leaves_exact(policy, name)}
+    odd = next((name for name, value in told.items() if not isinstance(value, int | float)), None)
+    if odd is not None:
+        raise TaskError(
+            f"metric {odd!r} of the task is a {type(told[odd]).__name__}, not a number",
+            remedy="`hanse task check` tells what is wrong with a task.",
+        )
     return told
