@@ -26,8 +26,8 @@ def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def square_norm(tensor: Tensor) -> float:
     """The square of a tensor's L2 norm, in float64; contiguous or not."""
     flat = tensor.reshape(-1)
-    if flat.is_cuda:  # it widens number by number, and begins in no time only what is large
-        return float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
+    if flat.is_cuda:  # all at once: it makes no wide copy, and slices would each be waited for
+        return float(torch.linalg.vector_norm(flat, dtype=torch.float64).square())
     if flat.numel() <= ELEMENTS:
         wide = flat.double()
         return float(torch.dot(wide, wide))
