@@ -42,10 +42,14 @@ def exact_metrics(
     if any(name not in (LOSS, *PUBLIC_METRICS) for name in policy.release_exact):
         metrics = task.metrics(outputs, targets)
         told |= {name: metrics[name] for name in metrics if leaves_exact(policy, name)}
-    odd = next((name for name, value in told.items() if not isinstance(value, int | float)), None)
+    odd = next((name for name, value in told.items() if not _is_number(value)), None)
     if odd is not None:
         raise TaskError(
             f"metric {odd!r} of the task is a {type(told[odd]).__name__}, not a number",
             remedy="`hanse task check` tells what is wrong with a task.",
         )
     return told
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

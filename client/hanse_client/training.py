@@ -260,11 +260,13 @@ class Trainer:
         """Graphs of such steps, kept as long as no others are asked for."""
         if self._device.type != "cuda" or not (self._engine.graphs and self.model.copies):
             return None
+        if self._proved.get(subject) != "bookkeeping":
+            return None
         key = subject, privacy.clipping_norm
         if self._replays is None or self._replays[0] != key:
-            module = self.model.module
+            module, device = self.model.module, self._device
             tensors = [*module.parameters(), *module.buffers()]
-            self._replays = key, Replays(tensors, lambda: CudaGraphs(self._device))
+            self._replays = key, Replays(tensors, lambda: CudaGraphs(device))
         return self._replays[1]
 
     def _noise_of_steps(self) -> NoiseSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from copy import deepcopy
@@ -19,7 +20,7 @@ from hanse_client.privacy.clipping import Clipping
 from hanse_client.privacy.engine import DpEngine
 from hanse_client.privacy.loop import looped_sum
 from hanse_client.privacy.precision import exact_float32
-from hanse_client.privacy.replays import CudaGraphs, Recorder, Replays
+from hanse_client.privacy.replays import CudaGraphs, Outside, Recorder, Replays, undrawn
 from hanse_client.steps import trainable
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -39,20 +40,26 @@ ON_EACH = pytest.mark.parametrize("device", DEVICES)
 class Again:
     """Records on a processor: to do work again is to do it again."""
 
-    is_full: bool = False
+    room: int = 2**40
     waiting: bool = False
+    drawing: bool = True
     records: list[int] = field(default_factory=list)
 
     @contextmanager
     def unwaiting(self) -> Iterator[None]:
         if self.waiting:
             raise RuntimeError("a wait")
-        yield
+        with nullcontext() if self.drawing else undrawn():
+            yield
 
     def record(self, work: Callable[[], None]) -> Callable[[], object]:
         self.records.append(len(self.records))
         work()
         return work
+
+    def randomness(self) -> Callable[[], None]:
+        state = torch.get_rng_state()
+        return lambda: torch.set_rng_state(state)
 
 
 def replays_of(model: nn.Module, recorder: Recorder | None = None) -> Replays:
@@ -103,7 +110,7 @@ def test_replays_are_the_passes_of_other_weights_and_other_records(
             assert torch.allclose(found.losses, expected.losses, rtol=1e-4, atol=1e-5)
             total, loop = flat(found.sums), flat(expected.sums)
             assert float((total - loop).norm()) <= 1e-4 * float(loop.norm()) + 1e-6
-    assert replays.obstacle is None
+    assert (replays.obstacle, replays.replayed) == (None, 3)
 
 
 @ON_EACH
@@ -112,10 +119,11 @@ def test_parts_of_a_batch_are_added_up(device: str) -> None:
     expected = looped_sum(model, bent, Clipping(0.5), batch)
     steps = PrivateSteps(sampling_rate=0.1, noise_multiplier=0.0, clipping_norm=0.5)
     before = [parameter.detach().clone() for parameter in trainable(model)]
+    replays = replays_of(model)
     still = SimpleNamespace(step=lambda: None, zero_grad=lambda set_to_none=True: None)
     with DpEngine(
         model, bent, still, steps,
-        batch_size=1, pull=lambda: None, physical_batch=3, replays=replays_of(model),
+        batch_size=1, pull=lambda: None, physical_batch=3, replays=replays,
     ) as engine:  # fmt: skip
         for _ in range(3):
             outcome = engine(batch)
@@ -125,6 +133,7 @@ def test_parts_of_a_batch_are_added_up(device: str) -> None:
                 assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
             assert torch.allclose(outcome.losses, expected.losses, rtol=1e-4)
     assert all(map(torch.equal, before, trainable(model)))
+    assert replays.replayed == 3 * 4 - 1
 
 
 @ON_EACH
@@ -154,13 +163,13 @@ def test_records_that_even_a_batch_out_count_for_nothing_in_a_replay(
     model = perceptron(device)
     replays = replays_of(model)
     with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
-        for records in (32, 31, 30, 29, 32):  # all of them become 32
+        for records in (32, 31, 30, 29, 32):  # they become 32 and 30
             batch = batch_of(records, device, records)
             found = backend.clipped_sum(batch)
             expected = looped_sum(perceptron(device), bent, Clipping(0.5), batch)
             assert torch.allclose(flat(found.sums), flat(expected.sums), rtol=1e-4, atol=1e-5)
             assert len(found.losses) == len(found.norms) == records
-    assert replays.obstacle is None
+    assert (replays.obstacle, replays.replayed) == (None, 3)
 
 
 @ON_EACH
@@ -202,19 +211,20 @@ class Waiting(Drawing):
 
 @ON_EACH
 @pytest.mark.parametrize(
-    ("made", "why"), [(Drawing, "draws random numbers"), (Waiting, "waits for the device")]
+    ("made", "why"), [(Drawing, "drawn on the processor"), (Waiting, "synchroniz|a wait")]
 )
 def test_a_model_that_decides_anew_is_not_recorded(
     made: Callable[[], nn.Module], why: str, device: str
 ) -> None:
     model = made().to(device)
-    waits = made is Waiting and device == "cpu"  # where nothing tells
-    replays = replays_of(model, Again(waiting=True) if waits else None)
+    recorder = Again(waiting=made is Waiting, drawing=False)  # a processor tells of no wait
+    replays = replays_of(model, recorder if device == "cpu" else None)
     with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
         for seed in range(4):
             found = backend.clipped_sum(batch_of(5, device, seed))
             assert bool(torch.isfinite(flat(found.sums)).all())
-    assert why in str(replays.obstacle)
+    assert re.search(why, str(replays.obstacle))
+    assert replays.replayed == 0
 
 
 @ON_EACH
@@ -224,11 +234,11 @@ def test_dropout_is_drawn_anew_at_each_step(device: str) -> None:
     with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
         found = [flat(backend.clipped_sum(batch).sums) for _ in range(5)]
     assert len({tuple(each.tolist()) for each in found}) == 5
-    assert (replays.obstacle is None) == (device != "cpu")  # there it is drawn on the processor
+    assert (replays.obstacle, replays.replayed) == (None, 4)
 
 
 def test_what_would_keep_too_much_memory_is_not_replayed() -> None:
-    model, recorder = perceptron("cpu"), Again(is_full=True)
+    model, recorder = perceptron("cpu"), Again(room=10)
     replays = replays_of(model, recorder)
     with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
         for seed in range(4):
@@ -250,6 +260,94 @@ def test_where_nothing_was_recorded_the_pass_is_made() -> None:
             found = backend.clipped_sum(batch)
             expected = looped_sum(perceptron("cpu"), bent, Clipping(0.5), batch)
             assert torch.allclose(flat(found.sums), flat(expected.sums), rtol=1e-4, atol=1e-6)
+    assert "leave no trace" in str(replays.obstacle)
+
+
+def test_without_room_for_a_recording_the_pass_is_made_of_as_many_records() -> None:
+    class Crowded(Again):
+        def record(self, work: Callable[[], None]) -> Callable[[], object]:
+            raise torch.OutOfMemoryError("no room")
+
+    model, batch = perceptron("cpu"), batch_of(6, "cpu")
+    replays = replays_of(model, Crowded())
+    still = SimpleNamespace(step=lambda: None, zero_grad=lambda set_to_none=True: None)
+    steps = PrivateSteps(sampling_rate=0.1, noise_multiplier=0.0, clipping_norm=0.5)
+    with DpEngine(
+        model, bent, still, steps,
+        batch_size=1, pull=lambda: None, physical_batch=6, replays=replays,
+    ) as engine:  # fmt: skip
+        for _ in range(3):
+            engine(batch)
+        assert engine.physical_batch == 6
+    assert "no room" in str(replays.obstacle)
+
+
+class Overflowing(nn.Module):
+    """The second of its inputs overflows where dropout lets it pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.linear = nn.Dropout(0.5), nn.Linear(1, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(self.dropout(inputs))
+        return outputs
+
+
+@ON_EACH
+@pytest.mark.parametrize("beside", [1.0, math.inf])
+def test_whether_a_record_counts_is_no_matter_of_others(device: str, beside: float) -> None:
+    with known_randomness():
+        model = Overflowing().to(device)
+        replays = replays_of(model)
+        inputs = torch.tensor([[3e38], [beside], [1.0]], device=device)
+        batch, counted = Examples((inputs,), torch.ones(3, device=device)), 0
+        with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+            for _ in range(400):
+                counted += int(backend.clipped_sum(batch).norms[0].isfinite())
+    assert 0.4 < counted / 400 < 0.6
+    assert replays.obstacle is None
+    assert (replays.replayed > 0) == math.isfinite(beside)
+
+
+class Masked(nn.Module):
+    """Keeps what it has made for batches of one size until another comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.mask = nn.Linear(6, 3), torch.ones(0, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.mask.shape[0] != inputs.shape[0]:
+            self.mask = torch.full((inputs.shape[0], 1), 2.0, device=inputs.device)
+        outputs: Tensor = self.linear(inputs * self.mask)
+        return outputs
+
+
+@ON_EACH
+def test_what_a_model_has_kept_of_a_batch_is_there_for_its_recording(device: str) -> None:
+    model = Masked().to(device)
+    twin, replays = deepcopy(model), replays_of(model)
+    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+        for seed in range(12):
+            batch = batch_of(5 + seed % 2, device, seed)
+            found = backend.clipped_sum(batch)
+            junk = [torch.full((5, 1), math.nan, device=device) for _ in range(64)]
+            expected = looped_sum(twin, bent, Clipping(0.5), batch)
+            assert torch.allclose(flat(found.sums), flat(expected.sums), rtol=1e-4, atol=1e-5)
+            del junk
+    assert (replays.obstacle, replays.replayed) == (None, 10)
+
+
+def test_what_operations_read_from_outside_is_kept() -> None:
+    model, batch = perceptron("cpu"), batch_of(5, "cpu")
+    cached = torch.rand(5, 3)
+    with Outside() as outside:
+        losses = (model(*batch.inputs) * cached).sum(dim=1) * batch.targets
+        torch.autograd.grad(losses.sum(), list(model.parameters()))
+    read = {each.data_ptr() for each in outside.kept.values()}
+    expected = (*model.parameters(), *batch.inputs, batch.targets, cached)
+    assert read == {each.data_ptr() for each in expected}
 
 
 def test_weights_that_moved_are_recorded_anew() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -29,6 +30,12 @@ _Drawn: TypeAlias = tuple[Tensor, torch.cuda.Event | None]
 """Values, and when they are there, for a GPU."""
 
 
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """The stream that noise is made on, one for all steps on a GPU."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class NoiseAhead:
     """A source that draws in threads what will be asked for, from the moment that is known.
 
@@ -46,7 +53,7 @@ class NoiseAhead:
         self._source = source
         self._words = source if isinstance(source, SecureNoise) and device.type == "cuda" else None
         self._device = device
-        self._beside = None if self._words is None else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._beside = None if self._words is None else _beside(device)
         self._counts: Iterator[int] = iter(())
         self._drawing: deque[tuple[int, Future[_Drawn]]] = deque()
         self._under_way = 0
@@ -72,7 +79,10 @@ class NoiseAhead:
         self._begin_more()
         if begun != count:
             raise AssertionError(f"noise for {begun} values was begun, and {count} are asked for")
-        return self._ready(drawn.result())
+        try:
+            return self._ready(drawn.result())
+        except torch.OutOfMemoryError:  # a GPU has room again, once the pass is over
+            return self._ready(self._draw(count))
 
     def _draw(self, count: int) -> _Drawn:
         if self._words is None or self._beside is None:

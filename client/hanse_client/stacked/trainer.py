@@ -64,7 +64,8 @@ class StackedTrainer(Trainer):
 
     def _why_alone(self, examples: Examples, plan: LocalPlan) -> str | None:
         lowered = self._engine.precision != "float32"
-        if lowered or (plan.privacy is not None and self._engine != EngineSettings()):
+        asked = self._engine.model_copy(update={"graphs": True})  # there are none of stacked sites
+        if lowered or (plan.privacy is not None and asked != EngineSettings()):
             return "site.toml says how steps are made"
         return why_not(self.task, self.model.module, examples, plan)
 

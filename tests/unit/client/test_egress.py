@@ -87,14 +87,16 @@ def test_the_noise_is_fresh_and_of_the_size_that_is_charged(harbour: Sites) -> N
     assert float(off.std()) == pytest.approx(0.5 * 10 / HELD_OUT, rel=0.35)
 
 
+@pytest.mark.parametrize("value", [torch.tensor(0.5), True, [0.5], "0.5"])
 def test_a_metric_that_is_no_number_is_told_by_its_name(
-    harbour: Sites, monkeypatch: pytest.MonkeyPatch
+    harbour: Sites, monkeypatch: pytest.MonkeyPatch, value: object
 ) -> None:
     here = harbour(release_exact=("mae",))
-    monkeypatch.setattr(Line, "metrics", lambda *_: {"mae": torch.tensor(0.5)})
+    monkeypatch.setattr(Line, "metrics", lambda *_: {"mae": value})
     reply = judge(here)
     assert reply.has_error()
-    assert "'mae' of the task is a Tensor, not a number" in str(reply.error.reason)
+    said = f"'mae' of the task is a {type(value).__name__}, not a number"
+    assert said in str(reply.error.reason)
 
 
 def test_exact_metrics_leave_as_they_are_and_cost_nothing(harbour: Sites) -> None:

@@ -99,6 +99,18 @@ def test_what_fails_in_a_thread_fails_the_step() -> None:
         noise.standard_normals(1)
 
 
+def test_noise_for_which_there_was_no_room_is_drawn_once_it_is_asked_for() -> None:
+    class Crowded(Numbered):
+        def standard_normals(self, count: int) -> Tensor:
+            if threading.current_thread().name.startswith("noise"):
+                raise torch.OutOfMemoryError("the pass takes it all")
+            return super().standard_normals(count)
+
+    noise = NoiseAhead(Crowded())
+    noise.begin([3, 2])
+    assert asked(noise, [3, 2]) == [1, 2, 3, 4, 5]
+
+
 def test_other_values_than_were_begun_are_refused() -> None:
     noise = NoiseAhead(Numbered())
     noise.begin([3])
