@@ -70,6 +70,12 @@ def replays_of(model: nn.Module, recorder: Recorder | None = None) -> Replays:
     return Replays(tensors, lambda: CudaGraphs(where))
 
 
+def bookkeeping(
+    model: nn.Module, replays: Replays, norm: float = 0.5
+) -> closing[BookkeepingBackend]:
+    return closing(BookkeepingBackend(model, bent, Clipping(norm), replays=replays))
+
+
 def perceptron(device: str) -> nn.Module:
     with known_randomness():
         return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(device)
@@ -95,7 +101,7 @@ def test_replays_are_the_passes_of_other_weights_and_other_records(
     replays, twin = replays_of(model), deepcopy(model)  # the twin has no taps
     with (
         exact_float32(torch.device(device)),
-        closing(BookkeepingBackend(model, bent, Clipping(norm), replays=replays)) as backend,
+        bookkeeping(model, replays, norm) as backend,
     ):
         for turn in range(4):
             with torch.no_grad():
@@ -139,9 +145,7 @@ def test_parts_of_a_batch_are_added_up(device: str) -> None:
 @ON_EACH
 def test_a_record_without_a_finite_gradient_adds_nothing_to_a_replay(device: str) -> None:
     model = perceptron(device)
-    with closing(
-        BookkeepingBackend(model, bent, Clipping(0.5), replays=replays_of(model))
-    ) as backend:
+    with bookkeeping(model, replays_of(model)) as backend:
         for seed in range(3):
             backend.clipped_sum(batch_of(5, device, seed))
         batch = batch_of(5, device, 3)
@@ -162,7 +166,7 @@ def test_records_that_even_a_batch_out_count_for_nothing_in_a_replay(
     monkeypatch.setattr(memory, "FEW_SIZES", {"cpu", "cuda"})
     model = perceptron(device)
     replays = replays_of(model)
-    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+    with bookkeeping(model, replays) as backend:
         for records in (32, 31, 30, 29, 32):  # they become 32 and 30
             batch = batch_of(records, device, records)
             found = backend.clipped_sum(batch)
@@ -175,9 +179,7 @@ def test_records_that_even_a_batch_out_count_for_nothing_in_a_replay(
 @ON_EACH
 def test_what_was_replayed_is_the_receivers(device: str) -> None:
     model = perceptron(device)
-    with closing(
-        BookkeepingBackend(model, bent, Clipping(0.5), replays=replays_of(model))
-    ) as backend:
+    with bookkeeping(model, replays_of(model)) as backend:
         for seed in range(2):
             backend.clipped_sum(batch_of(5, device, seed))
         one = backend.clipped_sum(batch_of(5, device, 2))
@@ -219,7 +221,7 @@ def test_a_model_that_decides_anew_is_not_recorded(
     model = made().to(device)
     recorder = Again(waiting=made is Waiting, drawing=False)  # a processor tells of no wait
     replays = replays_of(model, recorder if device == "cpu" else None)
-    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+    with bookkeeping(model, replays) as backend:
         for seed in range(4):
             found = backend.clipped_sum(batch_of(5, device, seed))
             assert bool(torch.isfinite(flat(found.sums)).all())
@@ -231,7 +233,7 @@ def test_a_model_that_decides_anew_is_not_recorded(
 def test_dropout_is_drawn_anew_at_each_step(device: str) -> None:
     model = nn.Sequential(nn.Linear(6, 64), nn.Dropout(0.5), nn.Linear(64, 3)).to(device)
     replays, batch = replays_of(model), batch_of(5, device)
-    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+    with bookkeeping(model, replays) as backend:
         found = [flat(backend.clipped_sum(batch).sums) for _ in range(5)]
     assert len({tuple(each.tolist()) for each in found}) == 5
     assert (replays.obstacle, replays.replayed) == (None, 4)
@@ -240,7 +242,7 @@ def test_dropout_is_drawn_anew_at_each_step(device: str) -> None:
 def test_what_would_keep_too_much_memory_is_not_replayed() -> None:
     model, recorder = perceptron("cpu"), Again(room=10)
     replays = replays_of(model, recorder)
-    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+    with bookkeeping(model, replays) as backend:
         for seed in range(4):
             backend.clipped_sum(batch_of(5, "cpu", seed))
     assert "memory" in str(replays.obstacle)
@@ -254,7 +256,7 @@ def test_where_nothing_was_recorded_the_pass_is_made() -> None:
 
     model = perceptron("cpu")
     replays = replays_of(model, Blank())
-    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+    with bookkeeping(model, replays) as backend:
         for seed in range(4):
             batch = batch_of(5, "cpu", seed)
             found = backend.clipped_sum(batch)
@@ -302,7 +304,7 @@ def test_whether_a_record_counts_is_no_matter_of_others(device: str, beside: flo
         replays = replays_of(model)
         inputs = torch.tensor([[3e38], [beside], [1.0]], device=device)
         batch, counted = Examples((inputs,), torch.ones(3, device=device)), 0
-        with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+        with bookkeeping(model, replays) as backend:
             for _ in range(400):
                 counted += int(backend.clipped_sum(batch).norms[0].isfinite())
     assert 0.4 < counted / 400 < 0.6
@@ -328,7 +330,7 @@ class Masked(nn.Module):
 def test_what_a_model_has_kept_of_a_batch_is_there_for_its_recording(device: str) -> None:
     model = Masked().to(device)
     twin, replays = deepcopy(model), replays_of(model)
-    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+    with bookkeeping(model, replays) as backend:
         for seed in range(12):
             batch = batch_of(5 + seed % 2, device, seed)
             found = backend.clipped_sum(batch)
@@ -353,7 +355,7 @@ def test_what_operations_read_from_outside_is_kept() -> None:
 def test_weights_that_moved_are_recorded_anew() -> None:
     model, recorder = perceptron("cpu"), Again()
     replays = replays_of(model, recorder)
-    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+    with bookkeeping(model, replays) as backend:
         for seed in range(3):
             backend.clipped_sum(batch_of(5, "cpu", seed))
         first = trainable(model)[0]
@@ -365,7 +367,7 @@ def test_weights_that_moved_are_recorded_anew() -> None:
 def test_a_pass_whose_memory_is_measured_is_made() -> None:
     model, recorder = perceptron("cpu"), Again()
     replays = replays_of(model, recorder)
-    with closing(BookkeepingBackend(model, bent, Clipping(0.5), replays=replays)) as backend:
+    with bookkeeping(model, replays) as backend:
         for resting in (False, True, True, False):
             with replays.resting() if resting else nullcontext():
                 backend.clipped_sum(batch_of(5, "cpu"))
