@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from hanse.errors import PolicyError, WireError
+from hanse.errors import PolicyError, WireError, WorkspaceError
 from hanse.flower import to_record, to_tensors
 from hanse.identity import node_id_of
 from hanse.wire.limits import Limits
+from hanse_server.audit import ServerTrail
 from hanse_server.grid import HanseGrid
 from hanse_server.journal import State
 
@@ -122,6 +123,28 @@ def test_a_spool_without_room_is_no_fault_of_the_site(
     assert next(calls) > 10  # it went through the spool, in pieces
     assert "No space left on device" in caplog.text
     assert "for what it did" not in caplog.text
+
+
+def test_a_site_whose_coming_cannot_be_written_down_is_not_there(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, joined = threading.Event(), ServerTrail.joined
+
+    def full_at_first(trail: ServerTrail, *told: str) -> None:
+        if refused.is_set():
+            return joined(trail, *told)
+        refused.set()
+        raise WorkspaceError("the disk is full")
+
+    monkeypatch.setattr(ServerTrail, "joined", full_at_first)
+    server = loopback.server()
+    client = loopback.client("north", echo)
+    assert refused.wait(20)
+    client.stop()
+    wait_until(lambda: not server.link.connected(), 1)
+
+    loopback.client("north", echo)
+    server.await_sites("north")
 
 
 def test_a_reply_after_the_timeout_is_dropped_and_counted(loopback: Loopback) -> None:

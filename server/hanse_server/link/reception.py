@@ -168,8 +168,6 @@ class Reception:
         if session.site in self._seen:
             self._metrics.reconnects.labels(session.site).inc()
         self._seen.add(session.site)
-        self.connected = self.connected | {session.node_id: session.site}
-        self._metrics.connected.labels(session.site).set(1)
         self._expiry.show(session.site, session.certificate.expires, f"site {session.site}")
         theirs = plain(hello.versions.get("hanse", "?"), LONGEST_ID)
         self._trail.joined(session.site, session.certificate.fingerprint, theirs)
@@ -180,6 +178,9 @@ class Reception:
                 "%s (hanse %s) does not know %s: what it sends is taken as it is",
                 *(session.site, theirs, ", ".join(lacking)),
             )
+        # The last, once all else has gone well: who is not let in to the end does not leave either.
+        self.connected = self.connected | {session.node_id: session.site}
+        self._metrics.connected.labels(session.site).set(1)
         welcome = pb.Welcome(
             protocol=this_protocol(),
             versions=versions(),
