@@ -6,16 +6,20 @@ import os
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from hanse.arrays import Data
 from hanse.durable import sync_folder
 from hanse.errors import OutboxError
+from hanse.parts import Data
 from hanse.wire.message import CHUNK_BYTES
 
 
 class Bodies:
     """A folder of files under names of their own; the outbox knows which of them count.
+
+    One that counts no more is kept beside the folder for the next body: its room on the disk and
+    in the kernel's cache is there already, which a new file has to be given page by page.
 
     Args:
         outbox: the file of the outbox.
@@ -23,6 +27,7 @@ class Bodies:
 
     def __init__(self, outbox: Path) -> None:
         self._folder = outbox.with_suffix(".bodies")
+        self._spare = outbox.with_suffix(".spare")
         self._removing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hanse-outbox")
         self._removed: Future[None] | None = None
 
@@ -37,7 +42,11 @@ class Bodies:
         name = uuid.uuid4().hex
         path = self._folder / name
         try:
-            with path.open("wb", buffering=0) as file:
+            with suppress(FileNotFoundError):
+                self._spare.rename(path)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT), "wb", buffering=0) as file:
+                file.truncate(min(file.seek(0, os.SEEK_END), sum(map(len, body))))
+                file.seek(0)
                 for part in body:
                     _write_all(file.fileno(), memoryview(part))
                 os.fsync(file.fileno())
@@ -67,9 +76,13 @@ class Bodies:
             offset += len(data)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Free the room of those that count no more."""
-        for name in names:
-            self._path(name).unlink(missing_ok=True)
+        """Free the room of those that count no more, but for one of them."""
+        for path in map(self._path, names):
+            if self._spare.exists():
+                path.unlink(missing_ok=True)
+            else:
+                with suppress(FileNotFoundError):
+                    path.rename(self._spare)
 
     def remove_soon(self, names: Collection[str]) -> None:
         """The same on a thread, as a gigabyte takes its time; what fails, the next write tells."""
@@ -80,6 +93,7 @@ class Bodies:
     def close(self) -> None:
         """Wait until what is to go is gone."""
         self._removing.shutdown()
+        self._spare.unlink(missing_ok=True)
 
     def _wait(self) -> None:
         removed, self._removed = self._removed, None

@@ -29,7 +29,7 @@ def verify_held(waiting: Iterable[Held], lines: Iterable[Mapping[str, Any]]) -> 
     released: dict[str, tuple[str | None, int]] = {}
     for line in lines:
         if line.get("event") == "released":
-            released[line["id"]] = line.get("sha256"), line.get("bytes", 0)  # the last one is kept
+            released[line["id"]] = line.get("blake3"), line.get("bytes", 0)  # the last one is kept
     count = 0
     for held in waiting:
         count += 1
@@ -41,7 +41,7 @@ def verify_held(waiting: Iterable[Held], lines: Iterable[Mapping[str, Any]]) -> 
                 f"the outbox holds a reply to {held.instruction}, and the audit trail does not "
                 "tell that it was let out"
             )
-        if told != (held.sha256 if told[0] else None, held.bytes):
+        if told != (held.blake3 if told[0] else None, held.bytes):
             raise LedgerBrokenError(
                 f"the reply to {held.instruction} in the outbox is not the one that the audit "
                 "trail tells of"

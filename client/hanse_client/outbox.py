@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
-from hanse.arrays import Data
 from hanse.digests import BodyHash
 from hanse.durable import DAMAGE
 from hanse.errors import OutboxError
+from hanse.parts import Data
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.content import descriptors
 
@@ -35,12 +35,12 @@ class Held:
     """A reply in an outbox: its header, and digest and size of its body.
 
     Attributes:
-        sha256: of its arrays, as :mod:`hanse.digests` has it.
+        blake3: of its arrays, as :mod:`hanse.digests` has it.
     """
 
     instruction: str
     header: bytes
-    sha256: str
+    blake3: str
     bytes: int
 
 
@@ -165,12 +165,12 @@ class Outbox:
                 replies = db.execute("SELECT * FROM reply ORDER BY put_at")
                 for instruction, header, _, file, small in replies:
                     header = _held(path, header, bytes)
-                    sha, size = BodyHash(_sizes(header)), 0
+                    hashed, size = BodyHash(_sizes(header)), 0
                     parts = [small] if file is None else bodies.parts(_held(path, file, str))
                     for data in parts:
-                        sha.update(_held(path, data, bytes))
+                        hashed.update(_held(path, data, bytes))
                         size += len(data)
-                    yield Held(_held(path, instruction, str), header, sha.digest().hex(), size)
+                    yield Held(_held(path, instruction, str), header, hashed.digest().hex(), size)
         except (*DAMAGE, OSError) as error:
             raise OutboxError(f"{path}: {error}") from error
 

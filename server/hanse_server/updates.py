@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from hanse.aggregation import Checks
+from hanse.elements import elements_of
 from hanse.errors import UpdateError
-from hanse.flower import only_arrays, read_tensor, read_tensors, to_record
-from hanse.slices import square_norm
-from torch import Tensor
+from hanse.flower import only_arrays, read_tensors, size_of, to_record
+from hanse.threads import of_each
 
 MASKED = torch.uint32
 """The dtype of masked updates; no model is of it."""
@@ -97,26 +97,29 @@ def _checked_norm(
     odd = sorted((set(arrays) ^ set(specs)) - (set(frozen) - set(arrays)))
     if odd:
         raise UpdateError(f"array {odd[0]} is missing or unknown ({len(odd)} names differ)")
-    squares = [
-        _checked_square(name, arrays, spec) for name, spec in specs.items() if name in arrays
-    ]
+    squares = of_each(
+        lambda name: _checked_square(name, arrays[name], specs[name]),
+        [name for name in specs if name in arrays],
+        sum(map(size_of, arrays.values())),
+    )
     masked = any(spec.dtype == MASKED for spec in specs.values())
-    return None if masked else math.sqrt(sum(squares))
+    norm = math.sqrt(sum(squares))
+    return None if masked else norm
 
 
-def _checked_square(name: str, arrays: ArrayRecord, spec: TensorSpec) -> float:
+def _checked_square(name: str, array: Array, spec: TensorSpec) -> float:
     try:
-        tensor: Tensor = read_tensor(arrays[name])
+        numbers = elements_of(array)
     except (ValueError, RuntimeError, EOFError) as error:
         raise UpdateError(f"array {name} cannot be read: {error}") from error
-    if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+    if numbers.dtype != spec.dtype or numbers.shape != spec.shape:
         raise UpdateError(
-            f"array {name} is {tensor.dtype}{tuple(tensor.shape)}, the model has "
+            f"array {name} is {numbers.dtype}{numbers.shape}, the model has "
             f"{spec.dtype}{spec.shape}"
         )
     if spec.dtype == MASKED:
         return 0.0
-    square = square_norm(tensor)
+    square = numbers.square_norm()
     if not math.isfinite(square):
         raise UpdateError(f"array {name} holds NaN or infinite numbers")
     return square

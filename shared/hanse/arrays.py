@@ -7,43 +7,24 @@ who ask for ``data``; links and digests take them where they lie.
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from blake3 import blake3
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-# What numpy writes before an array's bytes. Not numpy.load, which would open archives too,
-# evaluate the text, and take memory for whatever shape it declares.
-_NPY = re.compile(
-    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)"
-    rb"\{'descr': '(?P<dtype>[<>|=]?[A-Za-z][0-9]{1,4})', "
-    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]{0,600})\), \} *\n",
-    re.DOTALL,
-)
-
-_LONGEST_HEADER = 1024  # bytes; what _NPY matches is shorter
-
-_NEAR_BYTES = 64 << 10
+from hanse.layout import BFLOAT16, LONGEST_HEADER, Layout, layout_of
+from hanse.parts import Data, Part, in_memory
 
 _NUMPY = "numpy.ndarray"
-_BFLOAT16 = "hanse.bfloat16"  # numpy has no bfloat16: its raw little-endian bytes
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord, RecordDict)
-
-Data = bytes | bytearray | memoryview
-"""The bytes of an array."""
-
-Part = Data | Callable[[], Data]
-"""Bytes, or what gives them whenever they are asked for."""
 
 
 class _LazyArray(Array):
@@ -69,13 +50,13 @@ class TensorArray(_LazyArray):
     """
 
     tensor: torch.Tensor
-    sha256: bytes | None
+    digest: bytes | None
 
     def __init__(self, tensor: torch.Tensor) -> None:
         shape = tuple(tensor.shape)
         # Flower's Array watches over each attribute that is set; these are its first.
         self.__dict__.update(
-            tensor=tensor, dtype=_numpy_name(tensor.dtype), shape=shape, stype=_NUMPY, sha256=None
+            tensor=tensor, dtype=_numpy_name(tensor.dtype), shape=shape, stype=_NUMPY, digest=None
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -96,20 +77,20 @@ class BufferArray(_LazyArray):
     Flower's own holds ``bytes`` alone, which cannot lie in the body that has arrived, nor in a
     file, nor be seen by torch without a copy.
 
-    Args:
-        buffer: the part of a body that holds the array, or what gives that part.
+    Attributes:
+        part: the part of a body that holds the array.
     """
 
-    _buffer: Part
+    part: Part
 
-    def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, buffer: Part) -> None:
+    def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, part: Part) -> None:
         super().__init__(dtype, shape, stype, b"")
-        self._buffer = buffer
+        self.part = part
 
     @property
     def buffer(self) -> Data:
-        """The bytes where they lie."""
-        return self._buffer() if callable(self._buffer) else self._buffer
+        """The bytes as memory."""
+        return in_memory(self.part)
 
     @property
     def data(self) -> bytes:
@@ -118,7 +99,7 @@ class BufferArray(_LazyArray):
 
     @data.setter
     def data(self, data: bytes) -> None:
-        self._buffer = data
+        self.part = data
 
 
 @lru_cache
@@ -144,48 +125,31 @@ def size_of(array: Array) -> int:
     """The bytes of an array as it is sent, without making them."""
     if isinstance(array, TensorArray):
         return len(_header(array.dtype, array.shape)) + array.tensor.nbytes
-    return len(array.buffer if isinstance(array, BufferArray) else array.data)
+    return len(array.part if isinstance(array, BufferArray) else array.data)
 
 
 def parts_of(array: Array) -> tuple[memoryview, ...]:
     """The bytes of an array where they lie, in their order: nothing is copied."""
     if isinstance(array, TensorArray):
         header = memoryview(_header(array.dtype, array.shape))
-        return (header, _bytes_of(array.tensor)) if array.tensor.numel() else (header,)
+        return (header, bytes_of(array.tensor)) if array.tensor.numel() else (header,)
     return (memoryview(array.buffer if isinstance(array, BufferArray) else array.data),)
 
 
-def sha256_of(array: Array) -> bytes:
-    """SHA-256 of the bytes of an array; of a tensor it is remembered, as nobody will change it."""
-    if isinstance(array, TensorArray) and array.sha256 is not None:
-        return array.sha256
-    sha = hashlib.sha256()
+def digest_of(array: Array) -> bytes:
+    """BLAKE3 of the bytes of an array; of a tensor it is remembered, as nobody will change it."""
+    if isinstance(array, TensorArray) and array.digest is not None:
+        return array.digest
+    hashed = blake3()
     for part in parts_of(array):
-        for piece in _near(part):
-            sha.update(piece)
+        hashed.update(part)
     if isinstance(array, TensorArray):
-        array.sha256 = sha.digest()
-    return sha.digest()
+        array.digest = hashed.digest()
+    return hashed.digest()
 
 
-def _near(data: memoryview) -> Iterator[memoryview]:
-    """The same bytes in pieces, each copied into the cache first where they are many.
-
-    From memory, SHA-256 reads one line after the other and waits for each; a copy does not. With it
-    a gigabyte took 0.63 s in place of 0.86 on the machine of the figures in tests/benchmarks.
-    """
-    if len(data) <= _NEAR_BYTES:
-        yield data
-        return
-    near = memoryview(bytearray(_NEAR_BYTES))
-    for start in range(0, len(data), _NEAR_BYTES):
-        piece = data[start : start + _NEAR_BYTES]
-        copied = near[: len(piece)]
-        copied[:] = piece
-        yield copied
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU where they lie; of one that has any."""
     flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(flat)
 
@@ -199,8 +163,8 @@ def to_array(tensor: torch.Tensor, *, adopt: bool = False) -> Array:
     tensor = tensor.detach().cpu().contiguous()
     tensor = tensor if adopt else tensor.clone()
     if tensor.dtype == torch.bfloat16:
-        data = _bytes_of(tensor) if tensor.numel() else b""
-        return BufferArray("bfloat16", tuple(tensor.shape), _BFLOAT16, data)
+        data = bytes_of(tensor) if tensor.numel() else b""
+        return BufferArray("bfloat16", tuple(tensor.shape), BFLOAT16, data)
     return TensorArray(tensor)
 
 
@@ -225,43 +189,21 @@ def to_tensor(array: Array) -> torch.Tensor:
 def _parsed(array: Array) -> torch.Tensor:
     """The tensor over an array's bytes; over a copy if they are read-only, or lie askew."""
     data = array.buffer if isinstance(array, BufferArray) else array.data
-    if array.stype == _BFLOAT16:
-        _check_size(array, len(data), torch.bfloat16.itemsize)
-        return _viewed(data, 0, np.dtype(np.uint16)).view(torch.bfloat16).reshape(array.shape)
-    written = _NPY.match(bytes(memoryview(data)[:_LONGEST_HEADER]))
-    if written is None:
-        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds no array of numpy's")
-    text = {name: part.decode() for name, part in written.groupdict().items()}
-    shape = tuple(int(size) for size in text["shape"].split(",") if size.strip())
-    try:
-        dtype = np.dtype(text["dtype"])
-        if shape != tuple(array.shape) or str(dtype) != array.dtype:
-            raise ValueError(
-                f"declared {array.dtype}{tuple(array.shape)}, holds {text['dtype']}{shape}"
-            )
-        _check_size(array, len(data) - written.end(), dtype.itemsize)
-        flat = _viewed(data, written.end(), dtype)
-    except TypeError as foreign:
-        raise ValueError(f"torch has no tensors of {text['dtype']}") from foreign
-    if text["fortran"] == "True":
+    layout = layout_of(array, bytes(memoryview(data)[:LONGEST_HEADER]), len(data))
+    flat = _viewed(data, layout)
+    if layout.fortran:
+        shape = array.shape
         return flat.reshape(shape[::-1]).permute(tuple(range(len(shape))[::-1])).contiguous()
-    return flat.reshape(shape)
+    return flat.reshape(array.shape)
 
 
-def _viewed(data: Data, start: int, dtype: np.dtype[Any]) -> torch.Tensor:
-    if len(data) == start:
-        return torch.from_numpy(np.empty(0, dtype))
-    flat = np.frombuffer(data, dtype, offset=start)
-    if not (flat.flags.writeable and flat.flags.aligned):
-        flat = flat.copy()
-    return torch.from_numpy(flat)
-
-
-def _check_size(array: Array, size: int, itemsize: int) -> None:
-    """Hold a declared shape against the bytes that are there, before memory is taken for it."""
-    too_long = any(length >= 2**62 for length in array.shape)  # beside a 0, for no bytes at all
-    if too_long or size != math.prod(array.shape) * itemsize:
-        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds {size} bytes")
+def _viewed(data: Data, layout: Layout) -> torch.Tensor:
+    if len(data) == layout.start:
+        return torch.empty(0, dtype=layout.dtype)
+    raw = np.frombuffer(data, np.uint8, offset=layout.start)
+    if not raw.flags.writeable or raw.ctypes.data % layout.dtype.itemsize:
+        raw = raw.copy()
+    return torch.from_numpy(raw).view(layout.dtype)
 
 
 def to_record(tensors: Mapping[str, torch.Tensor], *, adopt: bool = False) -> ArrayRecord:

@@ -1,35 +1,34 @@
-"""What stands for the bytes of arrays: a SHA-256 over the SHA-256 of each, in their order.
+"""What stands for the bytes of arrays: a BLAKE3 over the BLAKE3 of each, in their order.
 
-So an array that goes into several messages, trails or files is hashed once (:func:`sha256_of`
+So an array that goes into several messages, trails or files is hashed once (:func:`digest_of`
 remembers it), and one that arrives is hashed as it comes.
+
+BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn 2020), as updates are hashed at each station of
+their way: it resists collisions as SHA-256 does, and takes a fraction of its time, the more so on
+processors that have no instructions for SHA-256.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 from collections.abc import Iterable, Sequence
 
+from blake3 import blake3
 from flwr.app import Array
 
-from hanse.arrays import Data, sha256_of, size_of
-from hanse.threads import threads
-
-MANY_BYTES = 8 << 20
-"""Bytes from which on arrays are hashed by several threads."""
+from hanse.arrays import digest_of, size_of
+from hanse.parts import Data
+from hanse.threads import of_each
 
 
 def arrays_digest(arrays: Iterable[Array]) -> bytes:
     """Of arrays as they are sent."""
-    return hashlib.sha256(b"".join(sha256_of_each(list(arrays)))).digest()
+    return blake3(b"".join(digests_of(list(arrays)))).digest()
 
 
-def sha256_of_each(arrays: Sequence[Array]) -> Iterable[bytes]:
-    """SHA-256 of the bytes of each array, in their order; of many, by several threads."""
-    if len(arrays) > 1 and sum(map(size_of, arrays)) >= MANY_BYTES:
-        return threads("hash", os.cpu_count() or 1).map(sha256_of, arrays)
-    return map(sha256_of, arrays)
+def digests_of(arrays: Sequence[Array]) -> Iterable[bytes]:
+    """BLAKE3 of the bytes of each array, in their order."""
+    return of_each(digest_of, arrays, sum(map(size_of, arrays)))
 
 
 class BodyHash:
@@ -41,7 +40,7 @@ class BodyHash:
 
     def __init__(self, sizes: Iterable[int]) -> None:
         self._sizes = iter(sizes)
-        self._all = hashlib.sha256()
+        self._all = blake3()
         self._room = 0  # bytes that the array under way lacks
         self._begin()
 
@@ -66,7 +65,7 @@ class BodyHash:
 
     def _begin(self) -> None:
         """Go on to the next array that has any bytes."""
-        self._one = hashlib.sha256()
+        self._one = blake3()
         self._begun = False
         while (size := next(self._sizes, sys.maxsize)) == 0:
             self._all.update(self._one.digest())

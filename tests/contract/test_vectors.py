@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from blake3 import blake3
 from google.protobuf import descriptor_pb2
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
@@ -150,11 +150,11 @@ def _digest(envelope: bytes, content: bytes, encoded: Encoded) -> bytes:
     """As hanse.proto says in words."""
     body, each, start = b"".join(encoded.body), b"", 0
     for array in descriptors(pb.Content.FromString(content)):
-        each += hashlib.sha256(body[start : start + array.size]).digest()
+        each += blake3(body[start : start + array.size]).digest()
         start += array.size
-    said = len(content).to_bytes(8, "big") + content + hashlib.sha256(each).digest()
-    inner = hashlib.sha256(said).digest()
-    return hashlib.sha256(envelope + inner).digest()
+    said = len(content).to_bytes(8, "big") + content + blake3(each).digest()
+    inner = blake3(said).digest()
+    return blake3(envelope + inner).digest()
 
 
 @streams
@@ -251,7 +251,7 @@ def test_a_field_of_another_type_is_found() -> None:
 
 def test_another_digest_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def otherwise(envelope: bytes, content_digest: bytes) -> bytes:
-        return hashlib.sha256(content_digest + envelope).digest()
+        return blake3(content_digest + envelope).digest()
 
     monkeypatch.setattr("hanse.wire.message.message_digest", otherwise)
     with pytest.raises(AssertionError):

@@ -204,7 +204,7 @@ def test_a_removed_trail_or_checkpoint_is_found(workspace: Path) -> None:
 def server_changed_a_digest(lines: list[Line]) -> None:
     for line in told(lines, "accepted"):
         if line["site"] == "hungary" and line["type"] == "train":
-            line["sha256"] = "0" * 64
+            line["blake3"] = "0" * 64
 
 
 def server_hides_what_it_asked(lines: list[Line]) -> None:

@@ -38,7 +38,7 @@ def trails(folder: Path) -> Target:
         started,
         {"event": "joined", "time": 2.0, "site": "east", "fingerprint": "f" * 64},
         {"event": "instructed", "time": 3.0, **asked, "digest": "d" * 64, "bytes": 10},
-        {"event": "accepted", "time": 4.0, **asked, "sha256": "e", "bytes": 9, "metrics": "m"},
+        {"event": "accepted", "time": 4.0, **asked, "blake3": "e", "bytes": 9, "metrics": "m"},
         {"event": "left_out", "time": 5.0, **asked, "reason": "late"},
         {"event": "settled", "time": 6.0, "sites": {"east": ["a" * 32]}},
         {"event": "stopped", "time": 7.0, "reason": "done"},

@@ -100,12 +100,12 @@ def _check_trails(folder: Path, trail: ServerTrail) -> None:
     """Both ends write down the digest of the bytes that really travelled."""
     trail.catch_up()
     lines = [json.loads(line) for line in (folder / "trail.jsonl").read_text().splitlines()]
-    accepted = {line["id"]: line["sha256"] for line in lines if line.get("sha256")}
+    accepted = {line["id"]: line["blake3"] for line in lines if line.get("blake3")}
     left = {
-        line["id"]: line["sha256"]
+        line["id"]: line["blake3"]
         for name in SITES
         for line in read_audit(folder / name / "audit.jsonl")
-        if line["event"] == "released" and line["sha256"]
+        if line["event"] == "released" and line["blake3"]
     }
     assert len(accepted) == len(SITES) * 3
     assert accepted == left

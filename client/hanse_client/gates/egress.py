@@ -130,7 +130,7 @@ def _tell_release(runtime: SiteRuntime, message: Message, released: Released) ->
         round=message.metadata.group_id,
         arrays=len(arrays),
         bytes=sum(map(size_of, arrays.values())),
-        sha256=arrays_digest(arrays.values()).hex() if arrays else None,
+        blake3=arrays_digest(arrays.values()).hex() if arrays else None,
         masked=bool(arrays) and is_secure(runtime),
         encoding=sorted({encoding_of(array) for array in arrays.values()} - {PLAIN}),
         metrics={name: dict(record) for name, record in content.metric_records.items()},

@@ -28,7 +28,7 @@ class Asked:
 class Arrived:
     """What arrived as a reply: the digests of its arrays and metrics, and the arrays' bytes."""
 
-    sha256: str | None
+    blake3: str | None
     bytes: int
     metrics: str
 
@@ -136,7 +136,7 @@ class Account:
             if reply in self._arrived:
                 raise TrailError(f"the reply to {reply} was accepted twice")
             told = {"bytes": line["bytes"], "metrics": line["metrics"]}
-            self.accepted[reply].append(Arrived(sha256=line["sha256"], **told))
+            self.accepted[reply].append(Arrived(blake3=line["blake3"], **told))
         self._arrived.add(reply)
 
     def _reply_left_out(self, line: Mapping[str, Any]) -> None:

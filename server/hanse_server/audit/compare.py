@@ -96,6 +96,6 @@ def _check_asked(path: Path, line: Mapping[str, Any], account: Account) -> str:
 def _released(path: Path, line: Mapping[str, Any]) -> Arrived:
     try:
         metrics = metrics_digest(line["metrics"])
-        return Arrived(sha256=line["sha256"], bytes=line["bytes"], metrics=metrics)
+        return Arrived(blake3=line["blake3"], bytes=line["bytes"], metrics=metrics)
     except KeyError as missing:
         raise TrailError(f"{path}: what is told of {line['id']} lacks {missing}") from missing

@@ -7,21 +7,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from blake3 import blake3
 from flwr.app import Array, ArrayRecord
 from hanse.arrays import TensorArray, read_tensor, to_array
-from hanse.digests import sha256_of_each
+from hanse.digests import digests_of
 
 
 def model_digest(arrays: ArrayRecord) -> str:
-    """SHA-256 of a model: of each array, by name, its name, dtype, shape, and SHA-256 of its bytes.
+    """BLAKE3 of a model: of each array, by name, its name, dtype, shape, and BLAKE3 of its bytes.
 
     It depends neither on the file that the model lies in, nor on how a strategy wrote its arrays.
     """
     named = {name: _as_tensor(arrays[name]) for name in sorted(arrays)}
-    sha, own = hashlib.sha256(), sha256_of_each(list(named.values()))
+    whole, own = blake3(), digests_of(list(named.values()))
     for (name, array), digest in zip(named.items(), own, strict=True):
-        sha.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0".encode() + digest)
-    return sha.hexdigest()
+        whole.update(f"{name}\0{array.dtype}\0{tuple(array.shape)}\0".encode() + digest)
+    return whole.hexdigest()
 
 
 def _as_tensor(array: Array) -> Array:

@@ -9,7 +9,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -17,6 +16,7 @@ from hanse.errors import HanseError, LostError, NotRegisteredError, WireError
 from hanse.flower import Envelope, error_reply, open_envelope
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
+from hanse.wire.body import Spool
 from hanse.wire.frames import Chunk
 from hanse.wire.limits import Limits
 from hanse.wire.message import CHUNK_BYTES
@@ -57,7 +57,7 @@ class Exchange:
     """The instructions that are pending, and the sessions of the sites that are there.
 
     Attributes:
-        spool: a folder for replies that are not small, while they come and until they are folded,
+        spool: for replies that are not small, while they come and until they are folded,
             so that the memory does not grow with their number; None to keep them in memory.
     """
 
@@ -65,7 +65,7 @@ class Exchange:
     metrics: ServerMetrics
     limits: Limits
     trail: ServerTrail
-    spool: Path | None = None
+    spool: Spool | None = None
     complaints: Complaints = field(default_factory=lambda: Complaints(log))
     sessions: dict[str, Session] = field(default_factory=dict)
     _pending: dict[str, Pending] = field(default_factory=dict)
@@ -290,7 +290,7 @@ class Exchange:
             message,
             digest=assembler.digest.hex(),
             bytes=assembler.size,
-            sha256=assembler.arrays_digest(),
+            blake3=assembler.arrays_digest(),
         )
 
     def _fail(self, pending: Pending, error: HanseError) -> None:

@@ -20,6 +20,7 @@ from hanse.expiry import Expiry
 from hanse.identity import node_id_of
 from hanse.tls import Identity, IdentitySource
 from hanse.wire import hanse_pb2 as pb
+from hanse.wire.body import Spool
 from hanse.wire.frames import deserializer, serialize
 from hanse.wire.limits import Limits
 from hanse.wire.protocol import HEARTBEAT_SECONDS, METHOD, SERVICE, grpc_options
@@ -56,7 +57,7 @@ class LinkServer:
         journal: what is owed.
         limits: what is taken from a site at most.
         trail: where it is written down what is sent and accepted.
-        spool: a folder for large replies; see :class:`Exchange`.
+        spool: a folder for replies that are not small; see :class:`Exchange`.
         job: the name of the job, for the sites' logs.
         wants: capabilities that the job is the better for; of a site that lacks one it is told.
         heartbeat_seconds: between two signs of life, both ways.
@@ -86,7 +87,13 @@ class LinkServer:
         self._expiry = Expiry(metrics.certificate_expiry)
         self._limits = limits or Limits()
         self._trail = trail or ServerTrail(None)
-        self._exchange = Exchange(journal, metrics, self._limits, self._trail, spool)
+        self._exchange = Exchange(
+            journal,
+            metrics,
+            self._limits,
+            self._trail,
+            None if spool is None else Spool(spool),
+        )
         self._reception = Reception(
             register=register,
             exchange=self._exchange,

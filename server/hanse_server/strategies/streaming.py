@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
 
 import torch
 from flwr.app import (
@@ -18,63 +18,26 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from hanse.elements import Numbers, elements_of, numbers_of, pieces_of
 from hanse.flower import (
     ARRAYS,
     CONFIG,
     ROUND,
     filled,
     only_arrays,
-    read_tensor,
     read_tensors,
+    size_of,
     to_array,
     to_record,
 )
-from hanse.slices import slices
+from hanse.threads import of_each
 from torch import Tensor
 
 from hanse_server.grid import HanseGrid
 from hanse_server.strategies.average import RunningMetrics
+from hanse_server.strategies.sums import WeightedSum, Wide, write_wide
 
 Tensors = dict[str, Tensor]
-
-
-@dataclass
-class WeightedSum:
-    """Updates folded one by one into a float64 sum; the memory of one model.
-
-    float64, so that the order in which updates arrive shows at most in the last bit of a
-    float32.
-    """
-
-    total: Tensors = field(default_factory=dict)
-    weight: float = 0.0
-
-    def fold(self, update: ArrayRecord, weight: float, discount: float = 1.0) -> None:
-        """Add ``weight`` times ``update``, times ``discount`` for its age.
-
-        One array after the other is looked at, so that no more of a spooled update is in memory.
-
-        A discount makes the mean smaller, as in FedBuff (Nguyen et al. 2022): were it divided out
-        again, one late update alone would count in full.
-        """
-        factor = weight * discount
-        for name, array in update.items():
-            tensor = read_tensor(array)
-            if name not in self.total:
-                self.total[name] = torch.empty(tensor.shape, dtype=torch.float64)
-                for total, part in slices(self.total[name], tensor.contiguous()):
-                    total.copy_(part).mul_(factor)
-                continue
-            for total, part in slices(self.total[name], tensor.contiguous()):
-                total.add_(part, alpha=factor)
-        self.weight += weight
-
-    def take(self, name: str) -> Tensor | None:
-        """The weighted sum of one tensor, in float64, which is held here no more.
-
-        None if no update had it.
-        """
-        return self.total.pop(name, None)
 
 
 class StreamingFedAvg(Strategy):
@@ -168,28 +131,45 @@ class StreamingFedAvg(Strategy):
 
     def _step(self, updates: WeightedSum) -> ArrayRecord:
         """The model after the server's step; what is used up on the way is freed on the way."""
-        stepped = ArrayRecord()
-        for name, array in self._arrays.items():
-            total = updates.take(name)
-            if total is None:
-                stepped[name] = array
-            else:
-                stepped[name] = self._stepped(name, read_tensor(array), total, updates.weight)
-        return stepped
+        size = sum(map(size_of, self._arrays.values()))
+        stepped = of_each(lambda name: self._stepped(name, updates), list(self._arrays), size)
+        return filled(ArrayRecord, dict(zip(self._arrays, stepped, strict=True)))
 
-    def _stepped(self, name: str, before: Tensor, total: Tensor, weight: float) -> Array:
-        """One tensor after the step; ``total`` becomes the velocity, the mean without momentum."""
+    def _stepped(self, name: str, updates: WeightedSum) -> Array:
+        """One array after the step."""
+        array = self._arrays[name]
+        sums = updates.take(name)
+        if sums is None:
+            return array
+        before = elements_of(array)
         after = torch.empty(before.shape, dtype=before.dtype)
-        past = [self._velocity[name]] if self._momentum and name in self._velocity else []
-        # All in one pass: a model is larger than any cache.
-        for into, old, step, *velocity in slices(after, before.contiguous(), total, *past):
-            step.div_(weight)
-            for each in velocity:
-                step.add_(each, alpha=self._momentum)
-            into.copy_(_cast(old.to(torch.float64).add_(step, alpha=self._lr), before.dtype))
         if self._momentum:
-            self._velocity[name] = total
+            steps = self._with_momentum(name, before.shape, sums, updates.weight)
+            factor = self._lr
+        else:
+            steps, factor = sums, self._lr / updates.weight
+        # All in one pass: a model is larger than any cache.
+        write_wide(
+            after, (_moved(*each, factor) for each in zip(before.pieces(), steps, strict=True))
+        )
         return to_array(after, adopt=True)
+
+    def _with_momentum(
+        self, name: str, shape: tuple[int, ...], sums: Iterator[Wide], weight: float
+    ) -> Iterator[Wide]:
+        """The means of sums with the velocity so far; they are the velocity from now on.
+
+        It is a new tensor: the one before may still be to be written into a checkpoint.
+        """
+        before = self._velocity.get(name)
+        velocity = self._velocity[name] = torch.empty(shape, dtype=torch.float64)
+        past = repeat(None) if before is None else pieces_of(numbers_of(before))
+        for step, now, each in zip(sums, pieces_of(numbers_of(velocity)), past, strict=False):
+            step /= weight
+            if each is not None:
+                step += each * self._momentum
+            now[:] = step
+            yield step
 
     def _fold_iterate(self, server_round: int) -> None:
         if not 0 < self._average_from <= server_round:
@@ -250,6 +230,14 @@ def _idle(grid: Grid) -> list[int]:
     working = grid.working() if isinstance(grid, HanseGrid) else {}
     there = grid.get_node_ids()
     return sorted(set(there) - set(working)) if working else sorted(there)
+
+
+def _moved(before: Numbers, step: Wide, factor: float) -> Wide:
+    """``before + factor * step``, where the step was."""
+    if factor != 1.0:
+        step *= factor
+    step += before
+    return step
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -345,7 +345,7 @@ class SuperLink:
             open_envelope(envelope, content),
             digest=encoded.digest.hex(),
             bytes=encoded.body_size,
-            sha256=arrays_digest(arrays_of(content)).hex() if encoded.body else None,
+            blake3=arrays_digest(arrays_of(content)).hex() if encoded.body else None,
         )
 
     def _fail(self, pending: Pending, error: HanseError) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from flwr.app import Error as FlowerError
 from flwr.app import Message
 from google.protobuf.message import DecodeError
 
-from hanse.arrays import Data, Part
 from hanse.digests import BodyHash
 from hanse.errors import WireError
 from hanse.flower import Envelope, open_envelope
+from hanse.parts import Data, Part
 from hanse.wire import hanse_pb2 as pb
-from hanse.wire.body import Body
+from hanse.wire.body import Body, Spool
 from hanse.wire.content import descriptors, restore
 from hanse.wire.limits import Limits
 from hanse.wire.message import INLINE_BYTES, content_digest, message_digest, unpack
@@ -28,13 +27,13 @@ class Assembler:
     Args:
         header: of the message; a body in it is taken out of it.
         limits: what it is held against.
-        spool: a folder for bodies that are not small; None to keep every body in memory.
+        spool: for bodies that are not small; None to keep every body in memory.
 
     Raises:
         WireError: if the header is malformed, contradicts itself or passes a limit.
     """
 
-    def __init__(self, header: pb.Header, limits: Limits, spool: Path | None = None) -> None:
+    def __init__(self, header: pb.Header, limits: Limits, spool: Spool | None = None) -> None:
         self._header = header
         self.envelope = check_envelope(header, limits)
         self._content = _check_content(header, limits)

@@ -12,8 +12,9 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.app import Error as FlowerError
 
-from hanse.arrays import BufferArray, Part, size_of
+from hanse.arrays import BufferArray, size_of
 from hanse.errors import WireError
+from hanse.parts import Part
 from hanse.wire import hanse_pb2 as pb
 
 _SCALARS: dict[type, str] = {

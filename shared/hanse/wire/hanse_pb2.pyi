@@ -300,9 +300,9 @@ class Header(_message.Message):
     """a Content; the same bytes for every site that gets the same content"""
     body_size: _builtins.int
     digest: _builtins.bytes
-    """sha256(envelope, sha256(size of content as 8 bytes, content,"""
+    """blake3(envelope, blake3(size of content as 8 bytes, content,"""
     body: _builtins.bytes
-    """sha256(sha256 of each array)))
+    """blake3(blake3 of each array)))
     the whole of it, or nothing
     """
     inline: _builtins.int

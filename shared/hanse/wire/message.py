@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from blake3 import blake3
 from flwr.app import Error as FlowerError
 from flwr.app import RecordDict
 from google.protobuf.message import DecodeError
@@ -31,7 +31,7 @@ class Encoded:
     Attributes:
         content: the serialised description.
         body: the bytes of its arrays, each as it lies in the array: nothing is copied.
-        digest: SHA-256 of description and body.
+        digest: BLAKE3 of description and body.
     """
 
     content: bytes
@@ -113,12 +113,12 @@ def _pieces(body: tuple[memoryview, ...], start: int, most: int) -> Iterator[mem
 
 def content_digest(content: bytes, body_digest: bytes) -> bytes:
     """The digest of a content, by that of its arrays: it is computed once, for the trails too."""
-    return hashlib.sha256(len(content).to_bytes(8, "big") + content + body_digest).digest()
+    return blake3(len(content).to_bytes(8, "big") + content + body_digest).digest()
 
 
 def message_digest(envelope: bytes, content: bytes) -> bytes:
     """The digest of a whole message, by that of its content."""
-    return hashlib.sha256(envelope + content).digest()
+    return blake3(envelope + content).digest()
 
 
 def unpack(packed: bytes) -> Envelope:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
-from hanse.arrays import Data
+from hanse.parts import Data
 from hanse.task import Examples
 from hanse.wire import hanse_pb2 as pb
 from hanse_client.outbox import Outbox

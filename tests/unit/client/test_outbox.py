@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hanse.arrays import Data
 from hanse.errors import OutboxError
+from hanse.parts import Data
 from hanse_client import outbox as outboxes
 from hanse_client.bodies import Bodies
 from hanse_client.outbox import Outbox

@@ -20,7 +20,7 @@ from hanse.flower import (
     to_record,
     to_tensors,
 )
-from hanse_server.strategies.streaming import StreamingFedAvg, WeightedSum
+from hanse_server.strategies.streaming import StreamingFedAvg
 
 
 def reply(update: dict[str, torch.Tensor], weight: float, **metrics: float) -> Message:
@@ -190,14 +190,3 @@ def test_all_messages_share_one_content_so_that_it_is_encoded_once() -> None:
     messages = begin(StreamingFedAvg(), {"w": torch.zeros(1)})
     assert len(messages) == 4
     assert len({id(message.content) for message in messages}) == 1
-
-
-def test_the_sum_is_kept_in_float64() -> None:
-    total = WeightedSum()
-    total.fold(to_record({"w": torch.ones(1, dtype=torch.bfloat16)}), 1.0)
-    total.fold(to_record({"w": torch.full((1,), 2.0**-20, dtype=torch.bfloat16)}), 1.0)
-    found = total.take("w")
-    assert found is not None
-    assert found.dtype == torch.float64
-    assert found.item() == 1 + 2.0**-20
-    assert total.take("w") is None

@@ -69,7 +69,7 @@ class Server:
         asked = {site: envelope(site, number) for site in SITES}
         self.trail.instructed((site, each, encoded) for site, each in asked.items())
         for site in sites:
-            arrived = {"digest": "d" * 64, "bytes": 3, "sha256": "a" * 64}
+            arrived = {"digest": "d" * 64, "bytes": 3, "blake3": "a" * 64}
             self.trail.answered(site, asked[site], result(asked[site]), **arrived)
         record = RoundRecord(
             round=number,
@@ -151,7 +151,7 @@ def test_a_round_is_one_fsync_for_its_instructions_and_one_for_its_end(
     asked = [envelope(f"site-{number}", 1) for number in range(1000)]
     server.trail.instructed((f"site-{n}", each, encoded) for n, each in enumerate(asked))
     for number, each in enumerate(asked):
-        server.trail.answered(f"site-{number}", each, result(each), digest="d", bytes=1, sha256="a")
+        server.trail.answered(f"site-{number}", each, result(each), digest="d", bytes=1, blake3="a")
     arrays = to_record({"w": torch.zeros(1)})
     record = RoundRecord(
         round=1,

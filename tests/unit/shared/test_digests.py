@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 import torch
-from hanse import digests
-from hanse.arrays import parts_of, sha256_of, to_array, to_record
-from hanse.digests import BodyHash, arrays_digest, sha256_of_each
+from blake3 import blake3
+from hanse import threads
+from hanse.arrays import digest_of, parts_of, to_array, to_record
+from hanse.digests import BodyHash, arrays_digest, digests_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 def test_arrays_that_come_in_pieces_have_the_digest_of_those_that_were_sent(
     arrays: list[bytes], pieces: list[int]
 ) -> None:
-    expected = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in arrays))
+    expected = blake3(b"".join(blake3(each).digest() for each in arrays))
     came, body, at = BodyHash(map(len, arrays)), b"".join(arrays), 0
     while at < len(body):
         size = pieces[at % len(pieces)]
@@ -52,13 +51,13 @@ def test_where_one_array_ends_and_the_next_begins_counts() -> None:
 def test_large_arrays_have_the_digest_of_their_bytes_whoever_hashes_them(
     together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digests, "MANY_BYTES", together)
+    monkeypatch.setattr(threads, "MANY_BYTES", together)
     sizes = (20_000, 16_384 * 3, 1, 16_352, 16_353, 0)  # bytes, over 4: about the copy's too
     arrays = [to_array(torch.randn(size)) for size in sizes]
-    own = [hashlib.sha256(b"".join(parts_of(array))).digest() for array in arrays]
+    own = [blake3(b"".join(parts_of(array))).digest() for array in arrays]
 
-    assert list(sha256_of_each(arrays)) == own
-    assert [sha256_of(array) for array in arrays] == own
+    assert list(digests_of(arrays)) == own
+    assert [digest_of(array) for array in arrays] == own
 
 
 def test_a_record_of_tensors_has_the_digest_of_its_body() -> None:
@@ -77,7 +76,7 @@ def test_a_record_of_tensors_has_the_digest_of_its_body() -> None:
 
 def test_an_array_of_a_tensor_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     array = to_array(torch.ones(5))
-    first = sha256_of(array)
+    first = digest_of(array)
     monkeypatch.setattr("hanse.arrays.parts_of", None)  # nobody looks at its bytes again
 
-    assert sha256_of(array) == first
+    assert digest_of(array) == first

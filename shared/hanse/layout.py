@@ -1,0 +1,79 @@
+"""How the numbers of an array lie among its bytes, found without trust in either."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array
+
+BFLOAT16 = "hanse.bfloat16"
+"""The stype of raw little-endian bfloat16, as numpy has none."""
+
+LONGEST_HEADER = 1024
+"""Bytes among which numpy's header ends: what is taken for one is shorter."""
+
+# What numpy writes before an array's bytes. Not numpy.load, which would open archives too,
+# evaluate the text, and take memory for whatever shape it declares.
+_NPY = re.compile(
+    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)"
+    rb"\{'descr': '(?P<dtype>[<>|=]?[A-Za-z][0-9]{1,4})', "
+    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]{0,600})\), \} *\n",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an array's numbers are.
+
+    Attributes:
+        start: the byte at which the first one begins.
+        dtype: of each.
+        fortran: whether the first index runs fastest.
+    """
+
+    start: int
+    dtype: torch.dtype
+    fortran: bool
+
+
+def layout_of(array: Array, head: bytes, size: int) -> Layout:
+    """The layout that an array's bytes declare, if it is the one that the array itself declares.
+
+    Args:
+        head: the first bytes of the array, :data:`LONGEST_HEADER` of them if there are so many.
+        size: bytes of the whole.
+
+    Raises:
+        ValueError: if the bytes do not make an array of the declared dtype and shape.
+    """
+    if array.stype == BFLOAT16:
+        _check_size(array, size, torch.bfloat16.itemsize)
+        return Layout(0, torch.bfloat16, fortran=False)
+    written = _NPY.match(head[:LONGEST_HEADER])
+    if written is None:
+        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds no array of numpy's")
+    text = {name: part.decode() for name, part in written.groupdict().items()}
+    shape = tuple(int(length) for length in text["shape"].split(",") if length.strip())
+    try:
+        dtype = np.dtype(text["dtype"])
+        if shape != tuple(array.shape) or str(dtype) != array.dtype:
+            raise ValueError(
+                f"declared {array.dtype}{tuple(array.shape)}, holds {text['dtype']}{shape}"
+            )
+        _check_size(array, size - written.end(), dtype.itemsize)
+        found = torch.from_numpy(np.empty(0, dtype)).dtype
+    except TypeError as foreign:
+        raise ValueError(f"torch has no tensors of {text['dtype']}") from foreign
+    return Layout(written.end(), found, fortran=text["fortran"] == "True")
+
+
+def _check_size(array: Array, size: int, itemsize: int) -> None:
+    """Hold a declared shape against the bytes that are there, before memory is taken for it."""
+    too_long = any(length >= 2**62 for length in array.shape)  # beside a 0, for no bytes at all
+    if too_long or size != math.prod(array.shape) * itemsize:
+        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds {size} bytes")
