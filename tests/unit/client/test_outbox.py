@@ -116,6 +116,45 @@ def test_a_body_goes_while_the_site_does_other_things_and_makes_room_for_the_nex
     outbox.close()
 
 
+@pytest.mark.parametrize("second", [b"", b"12345", b"123456789012345"])
+def test_a_settled_body_leaves_its_file_to_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch, second: bytes
+) -> None:
+    monkeypatch.setattr(outboxes, "SMALL_BYTES", -1)
+    outbox, spare = Outbox(path), path.with_suffix(".spare")
+    for name in ("one", "two"):
+        outbox.put(name, b"", BODY)
+    inodes = {each.stat().st_ino for each in files(path)}
+
+    outbox.forget(["one", "two"])
+    outbox.put("three", b"", [second])
+
+    (file,) = files(path)
+    assert file.stat().st_ino in inodes
+    assert file.read_bytes() == second
+    assert outbox.piece("three", 0) == second
+    assert not spare.exists(), "one was kept, and has been taken"
+    outbox.forget(["three"])
+    outbox.close()
+    assert not spare.exists()
+
+
+def test_a_file_that_a_killed_client_had_kept_is_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxes, "SMALL_BYTES", 0)
+    spare = path.with_suffix(".spare")
+    spare.write_bytes(b"of a process that is no more")
+    inode = spare.stat().st_ino
+    outbox = Outbox(path)
+
+    outbox.put("one", b"", BODY)
+
+    assert [each.stat().st_ino for each in files(path)] == [inode]
+    assert outbox.piece("one", 0) == b"abcdefgh"
+    outbox.close()
+
+
 def file_of(name: str) -> Path:
     return Path("outbox.bodies") / name
 
