@@ -30,7 +30,7 @@ from hanse.identity import node_id_of
 from hanse.job import Job
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler
-from hanse.wire.frames import Chunk, serialize
+from hanse.wire.frames import Chunk, Opening, header_of, serialize
 from hanse.wire.limits import Limits
 from hanse.wire.message import encode, make_header
 from hanse.wire.protocol import MAJOR, MINOR
@@ -59,13 +59,13 @@ class Tap:
         self._call = call
         self._heard = heard
 
-    async def write(self, frame: pb.SiteFrame | Chunk) -> None:
+    async def write(self, frame: pb.SiteFrame | Chunk | Opening) -> None:
         self._heard.append(("SiteFrame", serialize(frame)))
         await self._call.write(frame)
 
     async def read(self) -> Any:
         frame = await self._call.read()
-        if isinstance(frame, pb.ServerFrame | Chunk):
+        if isinstance(frame, pb.ServerFrame | Chunk | Opening):
             self._heard.append(("ServerFrame", serialize(frame)))
         return frame
 
@@ -88,7 +88,7 @@ def tapped() -> Iterator[dict[str, list[Frames]]]:
 
     with (
         patch.object(Coordinator, "stream", listened),
-        patch("hanse_server.link.exchange.chunk_bytes", lambda sites: CHUNK_BYTES),
+        patch("hanse_server.link.window.SendWindow.largest", CHUNK_BYTES),
         patch("hanse_client.bodies.CHUNK_BYTES", CHUNK_BYTES),
         patch("hanse_client.outbox.SMALL_BYTES", CHUNK_BYTES),
     ):
@@ -288,7 +288,8 @@ def messages_of(frames: Frames) -> Iterator[tuple[Message, str]]:
             frame = pb.ServerFrame.FromString(data)  # type: ignore[assignment]
         kind = frame.WhichOneof("kind")
         if kind == "header":
-            assembler = Assembler(frame.header, Limits())
+            header, body = header_of(frame)
+            assembler = Assembler(header, Limits(), body=body)
             of_reply = side == "SiteFrame"
             name = assembler.envelope.reply_to if of_reply else assembler.envelope.message_id
             under_way[side, name] = assembler

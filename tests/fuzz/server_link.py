@@ -24,6 +24,7 @@ from hanse.flower import (
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler
 from hanse.wire.content import descriptors, restore
+from hanse.wire.frames import header_of
 from hanse.wire.message import encode
 from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal
@@ -149,7 +150,7 @@ def from_site(folder: Path) -> Target:
         exchange = Exchange(journal, metrics, LIMITS, ServerTrail(None))
         answers: list[Reply] = []
         exchange.push([instruction], answers.append, Slots(1))
-        session = Session(SITE, certificate, lambda site, size: None)
+        session = Session(SITE, certificate, exchange.window, lambda site, size: None)
         hello = (
             frames[0].hello if frames and frames[0].WhichOneof("kind") == "hello" else pb.Hello()
         )
@@ -158,7 +159,7 @@ def from_site(folder: Path) -> Target:
         for frame in frames:
             try:
                 if frame.WhichOneof("kind") == "header":
-                    exchange.on_header(session, frame.header)
+                    exchange.on_header(session, *header_of(frame))
                 elif frame.WhichOneof("kind") == "chunk":
                     exchange.on_chunk(session, frame.chunk)
             except HanseError as refusal:  # ends the stream

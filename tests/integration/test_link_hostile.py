@@ -147,7 +147,7 @@ def test_a_body_that_was_not_asked_for_is_dropped(loopback: Loopback) -> None:
 def test_a_body_in_a_header_is_larger_than_was_allowed(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hanse_server.link.exchange.chunk_bytes", lambda sites: 2)
+    monkeypatch.setattr("hanse_server.link.window.SendWindow.largest", 2)
     server = loopback.server()
 
     async def push() -> Message:

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 
 from hanse.errors import PolicyError, WireError
+from hanse.parts import Data
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.duplex import Duplex
-from hanse.wire.frames import Chunk
+from hanse.wire.frames import Chunk, Opening, header_of
 from hanse.wire.message import Encoded
 from hanse.wire.protocol import STOPPING, error_of
 
@@ -29,13 +30,17 @@ class Stream:
         self._sending: set[str] = set()
         self._asked: Counter[str] = Counter()
         self._inline: dict[str, int] = {}  # what a header of a reply may hold, on this stream
-        self.duplex: Duplex[pb.SiteFrame | Chunk] = Duplex(pb.SiteFrame(heartbeat=pb.Heartbeat()))
+        self.duplex: Duplex[pb.SiteFrame | Chunk | Opening] = Duplex(
+            pb.SiteFrame(heartbeat=pb.Heartbeat())
+        )
 
     def answer(self, instruction: str, header: pb.Header, encoded: Encoded) -> None:
         """Announce the reply to an instruction; its body with it, if there is room for that."""
-        if encoded.body_size <= self._inline.pop(instruction, 0):
-            header.body = b"".join(encoded.body)
-        self.announce(header)
+        if encoded.body_size > self._inline.pop(instruction, 0):
+            self.announce(header)
+            return
+        self._desk.metrics.sent_bytes.inc(header.ByteSize() + encoded.body_size)
+        self.duplex.outgoing.put(Opening(header, encoded.body))
 
     def announce(self, header: pb.Header) -> None:
         """Tell the server that there is a reply; it asks for the body when it has room."""
@@ -61,7 +66,7 @@ class Stream:
         """
         kind = frame.WhichOneof("kind")
         if kind == "header":
-            await self._begin(frame.header)
+            await self._begin(*header_of(frame))
         elif kind == "chunk":
             self._go_on(frame.chunk)
         elif kind == "ask":
@@ -75,10 +80,10 @@ class Stream:
 
     # --- instructions -------------------------------------------------------------------------
 
-    async def _begin(self, header: pb.Header) -> None:
+    async def _begin(self, header: pb.Header, body: Data) -> None:
         """An instruction is on its way; one that is known already is not taken twice."""
         desk = self._desk
-        desk.metrics.received_bytes.inc(header.ByteSize())
+        desk.metrics.received_bytes.inc(header.ByteSize() + len(body))
         envelope = check_envelope(header, desk.limits)
         instruction = envelope.message_id
         if instruction in desk.busy:
@@ -92,8 +97,8 @@ class Stream:
             return
         assembler = desk.partial.pop(instruction, None)
         try:
-            if assembler is None or not assembler.take_up(header, desk.limits):
-                assembler = Assembler(header, desk.limits)
+            if assembler is None or body or not assembler.take_up(header, desk.limits):
+                assembler = Assembler(header, desk.limits, body=body)
         except WireError as error:
             desk.refuse(envelope, error)
             return

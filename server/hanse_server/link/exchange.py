@@ -14,12 +14,12 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from hanse.errors import HanseError, LostError, NotRegisteredError, WireError
 from hanse.flower import Envelope, error_reply, open_envelope
+from hanse.parts import Data
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.assembler import Assembler, check_envelope
 from hanse.wire.body import Spool
 from hanse.wire.frames import Chunk
 from hanse.wire.limits import Limits
-from hanse.wire.message import CHUNK_BYTES
 
 from hanse_server.audit import ServerTrail
 from hanse_server.journal import Entry, Journal, State
@@ -28,6 +28,7 @@ from hanse_server.link.manners import Complaints
 from hanse_server.link.pending import Pending
 from hanse_server.link.session import Session
 from hanse_server.link.slots import Allotment, Progress, Slots
+from hanse_server.link.window import ON_THE_WAY, SendWindow, least_piece
 from hanse_server.metrics import ServerMetrics
 
 log = logging.getLogger("hanse.link")
@@ -37,19 +38,6 @@ MOST_ABANDONED = 10_000
 
 MOST_PARTIAL = 8
 """Replies of sites that went away half-way, kept so that they can go on from there."""
-
-ON_THE_WAY = 128 << 20
-LEAST_CHUNK = 64 << 10
-
-
-def chunk_bytes(sites: int) -> int:
-    """How large the pieces of instructions are, and bodies that come in the headers of replies.
-
-    gRPC is given one of each site at a time, which it holds twice: as it is, and enciphered. Those
-    of all sites are 128 MiB together, or 64 KiB a site beyond 2,048 of them, however slow the sites
-    are and however large the model.
-    """
-    return max(LEAST_CHUNK, min(CHUNK_BYTES, ON_THE_WAY // max(1, sites)))
 
 
 @dataclass
@@ -67,6 +55,7 @@ class Exchange:
     trail: ServerTrail
     spool: Spool | None = None
     complaints: Complaints = field(default_factory=lambda: Complaints(log))
+    window: SendWindow = field(default_factory=SendWindow)
     sessions: dict[str, Session] = field(default_factory=dict)
     _pending: dict[str, Pending] = field(default_factory=dict)
     _inline: Allotment = field(default_factory=lambda: Allotment(ON_THE_WAY))
@@ -189,8 +178,11 @@ class Exchange:
             oldest, _ = self._partial.popitem(last=False)
             self._pending[oldest].assembler = None
 
-    def on_header(self, session: Session, header: pb.Header) -> None:
+    def on_header(self, session: Session, header: pb.Header, body: Data = b"") -> None:
         """A site has a reply.
+
+        Args:
+            body: the whole of it, if it came with the header.
 
         Raises:
             WireError: if it cannot be told which instruction it answers, or there were too many
@@ -207,7 +199,7 @@ class Exchange:
             return
         session.finished(instruction)
         try:
-            self._announced(session, pending, header, envelope)
+            self._announced(session, pending, header, envelope, body)
         except WireError as error:
             self._fail(pending, error)
 
@@ -239,37 +231,41 @@ class Exchange:
         elif encoded is None:
             self._fail(pending, LostError(f"site {session.site!r} has lost what it was at"))
         else:
-            most = chunk_bytes(len(self.sessions))
-            inline = min(most, pending.instruction.limits.max_body_bytes)
+            inline = min(self.window.largest, pending.instruction.limits.max_body_bytes)
             session.instruct(
                 encoded,
                 pending.instruction.envelope,
                 start=start if start <= encoded.body_size else 0,
-                most=most,
-                inline=self._inline.allot(pending.id, inline),
+                least=least_piece(len(self.sessions)),
+                inline=lambda: self._inline.allot(pending.id, inline),
                 wanted=lambda: pending.id in self._pending,
             )
 
     def _announced(
-        self, session: Session, pending: Pending, header: pb.Header, envelope: Envelope
+        self,
+        session: Session,
+        pending: Pending,
+        header: pb.Header,
+        envelope: Envelope,
+        body: Data,
     ) -> None:
         own = pending.instruction.envelope
         if (envelope.src_node_id, envelope.run_id) != (own.dst_node_id, own.run_id):
             raise WireError(f"a reply of {session.site} carries the id of another site or run")
         if (envelope.message_type, envelope.group_id) != (own.message_type, own.group_id):
             raise WireError(f"a reply of {session.site} is of another type or round than asked for")
-        inline, most = len(header.body), self._inline.of(pending.id)
-        if inline > most:
+        most = self._inline.of(pending.id)
+        if len(body) > most:
             raise WireError(
-                f"a header of {session.site} holds {inline} bytes of a body, it was told that the "
-                f"most are {most}"
+                f"a header of {session.site} holds {len(body)} bytes of a body, it was told that "
+                f"the most are {most}"
             )
         if pending.granted:
             return  # it is on its way already
         assembler = pending.assembler
         limits = pending.instruction.limits
-        if assembler is None or not assembler.take_up(header, limits):
-            assembler = pending.assembler = Assembler(header, limits, self.spool)
+        if assembler is None or body or not assembler.take_up(header, limits):
+            assembler = pending.assembler = Assembler(header, limits, self.spool, body)
         if assembler.complete:
             self._arrived(session, pending, assembler)
         elif pending.slots.free:

@@ -24,6 +24,7 @@ from hanse.plain import plain
 from hanse.tls import fingerprint
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.duplex import LINGER_SECONDS
+from hanse.wire.frames import header_of
 from hanse.wire.protocol import (
     LONGEST_ID,
     check_hello,
@@ -145,7 +146,7 @@ class Reception:
         with self._greeted(name):
             hello = await _hello(context, name)
         self._admit(name, shown)  # again: meanwhile another may have come in
-        return Session(name, shown, self._count_sent), hello
+        return Session(name, shown, self._exchange.window, self._count_sent), hello
 
     def _admit(self, name: str, shown: Shown) -> None:
         self._register.admit(name, shown.fingerprint)
@@ -206,8 +207,9 @@ class Reception:
         kind = frame.WhichOneof("kind")
         try:
             if kind == "header":
-                self._count_received(session.site, frame.header.ByteSize())
-                self._exchange.on_header(session, frame.header)
+                header, body = header_of(frame)
+                self._count_received(session.site, header.ByteSize() + len(body))
+                self._exchange.on_header(session, header, body)
             elif kind == "chunk":
                 self._count_received(session.site, len(frame.chunk.data))
                 self._exchange.on_chunk(session, frame.chunk)

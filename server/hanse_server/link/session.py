@@ -12,9 +12,11 @@ from hanse.identity import node_id_of
 from hanse.wire import hanse_pb2 as pb
 from hanse.wire.allowance import Allowance
 from hanse.wire.duplex import Duplex
-from hanse.wire.frames import Chunk
-from hanse.wire.message import Encoded, chunks_in_parts, make_header
+from hanse.wire.frames import Chunk, Opening
+from hanse.wire.message import Encoded, make_header
 from hanse.wire.protocol import STOPPING, goodbye
+
+from hanse_server.link.window import SendWindow
 
 STRAYS_AT_ONCE, STRAYS_PER_SECOND = 200, 20.0
 """Frames without use that a site may send: signs of life, what crossed with a word of the server,
@@ -53,20 +55,26 @@ class Session:
         busy: instructions that the site has got, or is getting, and not yet answered.
 
     Args:
+        window: of all sessions.
         count_sent: is told the site and the size of each piece of payload that goes out.
     """
 
     def __init__(
-        self, site: str, certificate: Shown, count_sent: Callable[[str, int], None]
+        self,
+        site: str,
+        certificate: Shown,
+        window: SendWindow,
+        count_sent: Callable[[str, int], None],
     ) -> None:
         self.site = site
         self.node_id = node_id_of(site)
         self.certificate = certificate
         self.held: set[str] = set()
         self.busy: set[str] = set()
-        self.duplex: Duplex[pb.ServerFrame | Chunk] = Duplex(
+        self.duplex: Duplex[pb.ServerFrame | Chunk | Opening] = Duplex(
             pb.ServerFrame(heartbeat=pb.Heartbeat())
         )
+        self._window = window
         self._count_sent = count_sent
         self._strays = Allowance(most=STRAYS_AT_ONCE, per_second=STRAYS_PER_SECOND)
         self._due: dict[str, int] = {}  # bytes of bodies that were asked for, by instruction
@@ -107,20 +115,19 @@ class Session:
         envelope: Envelope,
         *,
         start: int,
-        most: int,
-        inline: int,
+        least: int,
+        inline: Callable[[], int],
         wanted: Callable[[], bool],
     ) -> None:
         """Send an instruction, its body from byte ``start`` on, if it is ``wanted`` by then.
 
         Args:
-            most: bytes of a chunk, or of the body in the header; one of each site is on its way at
-                a time.
-            inline: bytes of a body that the reply's header may hold.
+            least: bytes of it that may be sent at a time without a turn in the window.
+            inline: gives the bytes of a body that the reply's header may hold.
         """
         self.busy.add(envelope.message_id)
         self.duplex.outgoing.transfer(
-            self._instruction(encoded, envelope, start, most, inline, wanted)
+            self._instruction(encoded, envelope, start, least, inline, wanted)
         )
 
     def ask(self, instruction: str) -> None:
@@ -159,26 +166,31 @@ class Session:
         encoded: Encoded,
         envelope: Envelope,
         start: int,
-        most: int,
-        inline: int,
+        least: int,
+        inline: Callable[[], int],
         wanted: Callable[[], bool],
-    ) -> AsyncGenerator[pb.ServerFrame | Chunk, None]:
-        if not wanted():
-            self.busy.discard(envelope.message_id)
-            return
-        whole = start == 0 and encoded.body_size <= most
-        yield self._opening(encoded, make_header(encoded, envelope, inline=inline), whole=whole)
-        if whole:
-            return
-        for offset, parts in chunks_in_parts(encoded, start, most):
-            chunk = Chunk(envelope.message_id, offset, parts)
-            self._count_sent(self.site, chunk.size)
-            yield chunk
+    ) -> AsyncGenerator[pb.ServerFrame | Chunk | Opening, None]:
+        size = encoded.body_size
+        in_header = size if start == 0 and size <= self._window.largest else 0
+        async with self._window.turn(in_header, least) as most:
+            if not wanted():
+                self.busy.discard(envelope.message_id)
+                return
+            whole = start == 0 and size <= most
+            header = make_header(encoded, envelope, inline=inline())
+            yield self._opening(encoded, header, whole=whole)
+        offset = size if whole else start
+        while offset < size:
+            async with self._window.turn(size - offset, least) as most:
+                chunk = Chunk(envelope.message_id, offset, encoded.piece(offset, most))
+                offset += chunk.size
+                self._count_sent(self.site, chunk.size)
+                yield chunk
+                del chunk
 
-    def _opening(self, encoded: Encoded, header: pb.Header, *, whole: bool) -> pb.ServerFrame:
+    def _opening(
+        self, encoded: Encoded, header: pb.Header, *, whole: bool
+    ) -> pb.ServerFrame | Opening:
         """The first frame of an instruction, with its body if it is the only one."""
-        frame = pb.ServerFrame(header=header)
-        if whole:
-            frame.header.body = b"".join(encoded.body)
-        self._count_sent(self.site, frame.header.ByteSize())
-        return frame
+        self._count_sent(self.site, header.ByteSize() + (encoded.body_size if whole else 0))
+        return Opening(header, encoded.body) if whole else pb.ServerFrame(header=header)

@@ -25,23 +25,25 @@ class Assembler:
     Memory is taken as bytes arrive, never for what is only declared.
 
     Args:
-        header: of the message; a body in it is taken out of it.
+        header: of the message.
         limits: what it is held against.
         spool: for bodies that are not small; None to keep every body in memory.
+        body: the whole of it, if it came with the header.
 
     Raises:
         WireError: if the header is malformed, contradicts itself or passes a limit.
     """
 
-    def __init__(self, header: pb.Header, limits: Limits, spool: Spool | None = None) -> None:
+    def __init__(
+        self, header: pb.Header, limits: Limits, spool: Spool | None = None, body: Data = b""
+    ) -> None:
         self._header = header
         self.envelope = check_envelope(header, limits)
-        self._content = _check_content(header, limits)
+        self._content = _check_content(header, limits, len(body))
         self._hash = BodyHash(array.size for array in descriptors(self._content))
         self._body = Body(header.body_size, spool)
         self.received = 0
-        if body := header.body:  # each look at it is a copy
-            header.ClearField("body")
+        if body:
             self.add(0, body)
 
     @property
@@ -69,11 +71,11 @@ class Assembler:
         return self.received == self.size
 
     def take_up(self, header: pb.Header, limits: Limits) -> bool:
-        """Go on under ``header``, if it announces the same content again, and its body not with it.
+        """Go on under ``header``, if it announces the same content again.
 
         Its envelope replaces the one before: a server that was restarted dates it anew.
         """
-        if header.body or header.content != self._header.content or header.body_size != self.size:
+        if header.content != self._header.content or header.body_size != self.size:
             return False
         self.envelope = check_envelope(header, limits)
         self._header = header
@@ -132,7 +134,7 @@ def check_envelope(header: pb.Header, limits: Limits) -> Envelope:
     return envelope
 
 
-def _check_content(header: pb.Header, limits: Limits) -> pb.Content:
+def _check_content(header: pb.Header, limits: Limits, inline: int) -> pb.Content:
     size = len(header.content) + len(header.envelope)
     if size > limits.max_header_bytes:
         raise WireError(f"a header of {size} bytes passes the limit, {limits.max_header_bytes}")
@@ -152,7 +154,6 @@ def _check_content(header: pb.Header, limits: Limits) -> pb.Content:
         raise WireError(
             f"the arrays of a message declare {declared} bytes, its header {header.body_size}"
         )
-    inline = len(header.body)
     if inline not in (0, header.body_size):
         raise WireError(f"a header holds {inline} bytes of {header.body_size}")
     if inline > INLINE_BYTES:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from blake3 import blake3
 from flwr.app import Error as FlowerError
@@ -38,10 +41,28 @@ class Encoded:
     body: tuple[memoryview, ...]
     digest: bytes
 
-    @property
+    @cached_property
     def body_size(self) -> int:
         """Bytes of all arrays."""
         return sum(map(len, self.body))
+
+    def piece(self, offset: int, most: int) -> tuple[memoryview, ...]:
+        """At most ``most`` bytes of the body from ``offset`` on, in the parts in which they lie."""
+        pieces = []
+        for part in range(bisect_right(self._starts, offset) - 1, len(self.body)):
+            begin = offset - self._starts[part]
+            piece = self.body[part][begin : begin + most]
+            if piece:
+                pieces.append(piece)
+                offset, most = offset + len(piece), most - len(piece)
+            if not most:
+                break
+        return tuple(pieces)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The bytes at which the parts of the body begin."""
+        return list(accumulate(map(len, self.body[:-1]), initial=0))
 
 
 def encode(content: RecordDict | FlowerError) -> Encoded:
@@ -74,41 +95,8 @@ def make_header(encoded: Encoded, envelope: Envelope, *, inline: int = 0) -> pb.
 
 def chunks(encoded: Encoded, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """The body from byte ``start`` on, as (offset, at most 1 MiB) pairs."""
-    return ((offset, b"".join(parts)) for offset, parts in chunks_in_parts(encoded, start))
-
-
-def chunks_in_parts(
-    encoded: Encoded, start: int = 0, most: int | None = None
-) -> Iterator[tuple[int, tuple[memoryview, ...]]]:
-    """The same without a copy, each chunk in the parts in which it lies in the arrays.
-
-    Args:
-        most: bytes of a chunk, 1 MiB if None.
-    """
-    most = most or CHUNK_BYTES
-    offset, size = start, 0
-    parts: list[memoryview] = []
-    for piece in _pieces(encoded.body, start, most):
-        parts.append(piece)
-        size += len(piece)
-        if size == most:
-            yield offset, tuple(parts)
-            offset, parts, size = offset + size, [], 0
-    if parts:
-        yield offset, tuple(parts)
-
-
-def _pieces(body: tuple[memoryview, ...], start: int, most: int) -> Iterator[memoryview]:
-    """Slices of the body from ``start`` on that end where an array or a chunk ends."""
-    room = most
-    for data in body:
-        position = min(start, len(data))
-        start -= position
-        while position < len(data):
-            piece = data[position : position + room]
-            yield piece
-            position += len(piece)
-            room = room - len(piece) or most
+    for offset in range(start, encoded.body_size, CHUNK_BYTES):
+        yield offset, b"".join(encoded.piece(offset, CHUNK_BYTES))
 
 
 def content_digest(content: bytes, body_digest: bytes) -> bytes:

@@ -1,11 +1,11 @@
-"""Chunks written and read by hand are those of protocol buffers."""
+"""Chunks and bodies written and read by hand are those of protocol buffers."""
 
 from __future__ import annotations
 
 import pytest
 from google.protobuf.message import DecodeError
 from hanse.wire import hanse_pb2 as pb
-from hanse.wire.frames import Chunk, deserializer, serialize
+from hanse.wire.frames import Chunk, Opening, deserializer, header_of, serialize
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -26,7 +26,9 @@ def test_a_chunk_is_written_as_protocol_buffers_read_it(
     assert read.WhichOneof("kind") == "chunk"
     assert (read.chunk.message_id, read.chunk.offset) == (name, offset)
     assert read.chunk.data == b"".join(parts)
-    assert deserializer(kind)(written).chunk.data == b"".join(parts)
+    again = deserializer(kind)(written)
+    assert isinstance(again, Chunk | pb.SiteFrame | pb.ServerFrame)
+    assert again.chunk.data == b"".join(parts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,6 +47,79 @@ def test_a_chunk_is_read_as_protocol_buffers_write_it(
     assert isinstance(read.data, memoryview)
     assert read.data.obj is packed  # nothing was copied
     assert serialize(read) == packed
+
+
+headers = st.builds(
+    pb.Header,
+    envelope=st.binary(max_size=20),
+    content=st.binary(max_size=200),
+    body_size=offsets,
+    digest=st.binary(max_size=32),
+    inline=offsets,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(header=headers, parts=st.lists(st.binary(max_size=300), max_size=4))
+@example(header=pb.Header(inline=1), parts=[bytes(1 << 20)])
+def test_a_body_is_written_behind_its_header_as_protocol_buffers_read_it(
+    kind: type[pb.SiteFrame], header: pb.Header, parts: list[bytes]
+) -> None:
+    written = serialize(Opening(header, tuple(map(memoryview, parts))))
+
+    read = kind.FromString(written)
+    assert read.WhichOneof("kind") == "header"
+    for frame in (read, deserializer(kind)(written)):
+        found, body = header_of(frame)
+        assert body == b"".join(parts)
+        assert found == header
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(header=headers, body=st.binary(min_size=1))
+def test_a_body_is_read_where_it_lies_if_it_is_the_last_of_its_header(
+    kind: type[pb.SiteFrame], header: pb.Header, body: bytes
+) -> None:
+    whole = pb.Header()
+    whole.CopyFrom(header)
+    whole.body = body
+    packed = kind(header=whole).SerializeToString()
+
+    read = deserializer(kind)(packed)
+
+    assert isinstance(read, Opening) is (header.inline == 0)  # which would be behind it
+    assert read.WhichOneof("kind") == "header"
+    found, came = header_of(read)
+    assert (found, bytes(came)) == (header, body)
+    if isinstance(read, Opening):
+        assert isinstance(read.data, memoryview)
+        assert read.data.obj is packed  # nothing was copied
+        assert serialize(read) == packed
+
+
+FIELDS = [
+    *(b"\x0a\x01a", b"\x12\x00", b"\x18\x05", b"\x22\x02xy", b"\x2a\x01b", b"\x30\x07"),
+    *(b"\xc2\x3e\x01n", b"\x41" + bytes(8), b"\x45" + bytes(4), b"\x43\x44", b"\x2a\x05b"),
+]
+
+
+@given(fields=st.lists(st.sampled_from(FIELDS), max_size=6), more=st.integers(-1, 1))
+def test_headers_written_otherwise_are_read_as_protocol_buffers_do(
+    fields: list[bytes], more: int
+) -> None:
+    inner = b"".join(fields)
+    data = b"\x12" + bytes([max(0, len(inner) + more)]) + inner
+    try:
+        expected = pb.SiteFrame.FromString(data)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            deserializer(pb.SiteFrame)(data)
+        return
+    read = deserializer(pb.SiteFrame)(data)
+    assert read.WhichOneof("kind") == expected.WhichOneof("kind")
+    if expected.WhichOneof("kind") == "header":
+        (found, came), (meant, body) = header_of(read), header_of(expected)
+        assert (found, bytes(came)) == (meant, body)
 
 
 @given(
