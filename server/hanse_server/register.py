@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,14 +84,7 @@ class Register:
         Raises:
             NotRegisteredError: if it is not in the register, or with another certificate.
         """
-        site = self.entries().get(name)
-        if site is None:
-            raise NotRegisteredError(f"site {name!r} is not in the server's register")
-        if not site.shows(fingerprint):
-            raise NotRegisteredError(
-                f"site {name!r} is registered with the certificate {site.fingerprint[:16]}..., "
-                f"not with {fingerprint[:16]}..."
-            )
+        admit(self.entries(), name, fingerprint)
 
     def sites(self) -> dict[str, str]:
         """The fingerprint of each site's latest certificate, by name."""
@@ -110,6 +104,22 @@ class Register:
             self._sites = _read(self._path)
         except RegisterError as error:
             log.error("the register is left as it was: %s", error)  # noqa: TRY400
+
+
+def admit(entries: Mapping[str, RegisteredSite], name: str, fingerprint: str) -> None:
+    """Let a site in by what stands in the register.
+
+    Raises:
+        NotRegisteredError: if it is not in it, or with another certificate.
+    """
+    site = entries.get(name)
+    if site is None:
+        raise NotRegisteredError(f"site {name!r} is not in the server's register")
+    if not site.shows(fingerprint):
+        raise NotRegisteredError(
+            f"site {name!r} is registered with the certificate {site.fingerprint[:16]}..., "
+            f"not with {fingerprint[:16]}..."
+        )
 
 
 def no_federation(folder: Path) -> RegisterError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from hanse.arrays import BufferArray, read_tensor
-from hanse.layout import LONGEST_HEADER, layout_of
-from hanse.parts import Data, Stored
+from hanse.layout import LONGEST_HEADER, Layout, layout_of
+from hanse.parts import Data, Part, Stored
 
 PIECE = 1 << 16
 """Numbers of a piece; with a few copies in float64 they stay in the cache."""
@@ -99,16 +100,36 @@ def elements_of(array: Array) -> Elements:
         ValueError: if the bytes do not make an array of the declared dtype and shape.
         WorkspaceError: if they lie in a file that cannot be read.
     """
-    if isinstance(array, BufferArray) and not isinstance(array.part, Data):
-        head = bytearray(min(LONGEST_HEADER, len(array.part)))
-        array.part.read_into(0, memoryview(head))
-        layout = layout_of(array, bytes(head), len(array.part))
+    if isinstance(array, BufferArray):
+        layout = layout_of(array, _head(array.part), len(array.part))
         if not layout.fortran:
-            like = numbers_of(torch.empty(0, dtype=layout.dtype)).dtype
-            source = _File(array.part, layout.start, like)
+            source = _numbers_in(array.part, layout)
             return Elements(layout.dtype, tuple(array.shape), source)
     tensor = read_tensor(array)
     return Elements(tensor.dtype, tuple(tensor.shape), numbers_of(tensor))
+
+
+def _head(part: Part) -> bytes:
+    if isinstance(part, Data):
+        return bytes(memoryview(part)[:LONGEST_HEADER])
+    head = bytearray(min(LONGEST_HEADER, len(part)))
+    part.read_into(0, memoryview(head))
+    return bytes(head)
+
+
+def _numbers_in(part: Part, layout: Layout) -> Numbers | _File:
+    dtype = _numpys(layout.dtype)
+    if not isinstance(part, Data):
+        return _File(part, layout.start, dtype)
+    if len(part) == layout.start:
+        return np.empty(0, dtype)
+    return np.frombuffer(part, dtype, offset=layout.start)
+
+
+@cache
+def _numpys(dtype: torch.dtype) -> np.dtype[Any]:
+    """As what numpy reads it: bfloat16 as its bits."""
+    return numbers_of(torch.empty(0, dtype=dtype)).dtype
 
 
 def numbers_of(tensor: torch.Tensor) -> Numbers:

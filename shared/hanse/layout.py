@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -51,29 +52,39 @@ def layout_of(array: Array, head: bytes, size: int) -> Layout:
     Raises:
         ValueError: if the bytes do not make an array of the declared dtype and shape.
     """
+    shape = tuple(array.shape)
     if array.stype == BFLOAT16:
-        _check_size(array, size, torch.bfloat16.itemsize)
+        _check_size(array.dtype, shape, size, torch.bfloat16.itemsize)
         return Layout(0, torch.bfloat16, fortran=False)
-    written = _NPY.match(head[:LONGEST_HEADER])
+    return _layout(array.dtype, shape, _header(head), size)
+
+
+def _header(head: bytes) -> bytes:
+    """What numpy says is its header; all that there is, if it is none of numpy's."""
+    length, start = (head[8:10], 10) if head[6:7] == b"\x01" else (head[8:12], 12)
+    return head[: min(LONGEST_HEADER, start + int.from_bytes(length, "little"))]
+
+
+@lru_cache(maxsize=1024)  # the arrays of all sites' updates are written alike
+def _layout(dtype: str, shape: tuple[int, ...], header: bytes, size: int) -> Layout:
+    written = _NPY.fullmatch(header)
     if written is None:
-        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds no array of numpy's")
+        raise ValueError(f"declared {dtype}{shape}, holds no array of numpy's")
     text = {name: part.decode() for name, part in written.groupdict().items()}
-    shape = tuple(int(length) for length in text["shape"].split(",") if length.strip())
+    holds = tuple(int(length) for length in text["shape"].split(",") if length.strip())
     try:
-        dtype = np.dtype(text["dtype"])
-        if shape != tuple(array.shape) or str(dtype) != array.dtype:
-            raise ValueError(
-                f"declared {array.dtype}{tuple(array.shape)}, holds {text['dtype']}{shape}"
-            )
-        _check_size(array, size - written.end(), dtype.itemsize)
-        found = torch.from_numpy(np.empty(0, dtype)).dtype
+        found = np.dtype(text["dtype"])
+        if holds != shape or str(found) != dtype:
+            raise ValueError(f"declared {dtype}{shape}, holds {text['dtype']}{holds}")
+        _check_size(dtype, shape, size - len(header), found.itemsize)
+        like = torch.from_numpy(np.empty(0, found)).dtype
     except TypeError as foreign:
         raise ValueError(f"torch has no tensors of {text['dtype']}") from foreign
-    return Layout(written.end(), found, fortran=text["fortran"] == "True")
+    return Layout(len(header), like, fortran=text["fortran"] == "True")
 
 
-def _check_size(array: Array, size: int, itemsize: int) -> None:
+def _check_size(dtype: str, shape: tuple[int, ...], size: int, itemsize: int) -> None:
     """Hold a declared shape against the bytes that are there, before memory is taken for it."""
-    too_long = any(length >= 2**62 for length in array.shape)  # beside a 0, for no bytes at all
-    if too_long or size != math.prod(array.shape) * itemsize:
-        raise ValueError(f"declared {array.dtype}{tuple(array.shape)}, holds {size} bytes")
+    too_long = any(length >= 2**62 for length in shape)  # beside a 0, for no bytes at all
+    if too_long or size != math.prod(shape) * itemsize:
+        raise ValueError(f"declared {dtype}{shape}, holds {size} bytes")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from hanse.expiry import Expiry
-from hanse.tls import IdentitySource
+from hanse.tls import Identity, IdentitySource
 
 from hanse_client.link.stream import Stream
 from hanse_client.metrics import ClientMetrics
@@ -37,7 +37,10 @@ class Renewed:
 
     def is_due(self) -> bool:
         """Whether another certificate is there than the last stream was opened with."""
-        due = self._source.current().fingerprint != self._used
+        return self._is_another(self._source.current())
+
+    def _is_another(self, identity: Identity) -> bool:
+        due = identity.fingerprint != self._used
         self._due_since = (self._due_since or time.monotonic()) if due else None
         return due
 
@@ -56,6 +59,6 @@ class Renewed:
             self._expiry.show("site", identity.not_after, "this site")
             self._expiry.show("authority", identity.authority_not_after, "this site's authority")
             opened = stream()
-            if opened is not None and self.is_due():
+            if opened is not None and self._is_another(identity):
                 self.change(opened)
             await asyncio.sleep(LOOK_SECONDS)

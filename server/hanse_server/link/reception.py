@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -39,7 +39,7 @@ from hanse_server.link.exchange import Exchange
 from hanse_server.link.manners import Manners
 from hanse_server.link.session import Session, Shown
 from hanse_server.metrics import ServerMetrics
-from hanse_server.register import Register
+from hanse_server.register import Register, RegisteredSite, admit
 
 log = logging.getLogger("hanse.link")
 
@@ -89,20 +89,20 @@ class Reception:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             await asyncio.to_thread(self._trail.catch_up)
+            registered = self._register.entries()
             for session in self._exchange.sessions.values():
                 if not session.duplex.outgoing.closed:  # it is not on its way out
-                    self._look_at(session)
-            registered = self._register.sites()
+                    self._look_at(session, registered)
             self._exchange.refuse_unregistered(registered)
             for name in self._seen - registered.keys():
                 self._expiry.forget(name)
             for session, why in self._exchange.slow(time.monotonic()):
                 self._send_away(session, WireError(why), retry=True)
 
-    def _look_at(self, session: Session) -> None:
+    def _look_at(self, session: Session, registered: Mapping[str, RegisteredSite]) -> None:
         certificate = session.certificate
         try:
-            self._register.admit(session.site, certificate.fingerprint)
+            admit(registered, session.site, certificate.fingerprint)
             certificate.check_date(session.site)
         except (NotRegisteredError, CertificateExpiredError) as error:
             self._send_away(session, error, retry=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import hanse
@@ -64,6 +65,11 @@ def this_protocol() -> pb.Protocol:
 
 def versions() -> dict[str, str]:
     """The versions of the software that a peer may want to know."""
+    return dict(_installed())
+
+
+@cache  # to find one out takes a millisecond
+def _installed() -> dict[str, str]:
     found = {"hanse": hanse.__version__}
     for package in ("flwr", "torch"):
         try:
