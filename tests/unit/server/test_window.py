@@ -140,7 +140,8 @@ def test_a_turn_that_comes_as_its_site_breaks_off_is_no_bodys() -> None:
             await sites.send(name, 100)
         sites._arrived["a"].set()
         await asyncio.sleep(0)  # a gives back, and b has its turn without knowing
-        await asyncio.sleep(0)
+        assert not sites.window._waiting
+        assert "b" not in sites.granted
         await sites.breaks_off("b")
         await sites.send("c", 100)
         assert sites.granted == {"c": 100}
