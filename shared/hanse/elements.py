@@ -6,6 +6,7 @@ for it, where both may have better to do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -58,7 +59,7 @@ class Elements:
         Raises:
             WorkspaceError: if the file cannot be read.
         """
-        room, square = np.empty(PIECE), 0.0
+        room, square = np.empty(min(PIECE, math.prod(self.shape))), 0.0
         with np.errstate(over="ignore", invalid="ignore"):
             for piece in self.pieces():
                 wide = room[: len(piece)]
@@ -93,6 +94,11 @@ class _File:
                 return
 
 
+def elements_in(tensor: torch.Tensor) -> Elements:
+    """The numbers of a tensor on the CPU, where they lie if it is contiguous."""
+    return Elements(tensor.dtype, tuple(tensor.shape), numbers_of(tensor))
+
+
 def elements_of(array: Array) -> Elements:
     """The numbers of an array.
 
@@ -105,8 +111,7 @@ def elements_of(array: Array) -> Elements:
         if not layout.fortran:
             source = _numbers_in(array.part, layout)
             return Elements(layout.dtype, tuple(array.shape), source)
-    tensor = read_tensor(array)
-    return Elements(tensor.dtype, tuple(tensor.shape), numbers_of(tensor))
+    return elements_in(read_tensor(array))
 
 
 def _head(part: Part) -> bytes:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from hanse.elements import elements_in
+
 ELEMENTS = 32_000
 """torch works on fewer than 32,768 in one thread. For more it has another thread begin, and waits
 for it: where all cores are busy, that took thirty times as long as the work itself."""
@@ -27,13 +29,10 @@ def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def square_norm(tensor: Tensor) -> float:
     """The square of a tensor's L2 norm, in float64; contiguous or not."""
-    flat = tensor.reshape(-1)
-    if flat.is_cuda:  # all at once: it makes no wide copy, and slices would each be waited for
-        return float(torch.linalg.vector_norm(flat, dtype=torch.float64).square())
-    if flat.numel() <= ELEMENTS:
-        wide = flat.to(torch.float64, copy=True)
-        return float(wide.mul_(wide).sum())  # MKL's dot would have several threads, too
-    return sum(map(square_norm, torch.split(flat, ELEMENTS)), start=0.0)
+    if tensor.device.type == "cpu":
+        return elements_in(tensor).square_norm()
+    # All at once: a GPU makes no wide copy, and pieces would each be waited for.
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64).square())
 
 
 def norm_of(tensors: Iterable[Tensor]) -> float:

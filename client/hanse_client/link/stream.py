@@ -36,16 +36,13 @@ class Stream:
 
     def answer(self, instruction: str, header: pb.Header, encoded: Encoded) -> None:
         """Announce the reply to an instruction; its body with it, if there is room for that."""
-        if encoded.body_size > self._inline.pop(instruction, 0):
-            self.announce(header)
-            return
-        self._desk.metrics.sent_bytes.inc(header.ByteSize() + encoded.body_size)
-        self.duplex.outgoing.put(Opening(header, encoded.body))
+        fits = encoded.body_size <= self._inline.pop(instruction, 0)
+        self.announce(Opening(header, encoded.body if fits else ()))
 
-    def announce(self, header: pb.Header) -> None:
+    def announce(self, opening: Opening) -> None:
         """Tell the server that there is a reply; it asks for the body when it has room."""
-        self._desk.metrics.sent_bytes.inc(header.ByteSize())
-        self.duplex.outgoing.put(pb.SiteFrame(header=header))
+        self._desk.metrics.sent_bytes.inc(opening.header.ByteSize() + opening.size)
+        self.duplex.outgoing.put(opening)
 
     def leave(self, why: str = "the site stops") -> None:
         """End the stream in good order."""
@@ -131,7 +128,7 @@ class Stream:
             raise WireError(f"the server asks for reply {instruction} more than {MOST_ASKS} times")
         header = await asyncio.to_thread(self._desk.outbox.header, instruction)
         if header is not None:
-            self.announce(pb.Header.FromString(header))
+            self.announce(Opening(pb.Header.FromString(header)))
 
     def _hand_over(self, instruction: str, received: int) -> None:
         if instruction in self._desk.held and instruction not in self._sending:

@@ -178,7 +178,10 @@ class Session:
                 return
             whole = start == 0 and size <= most
             header = make_header(encoded, envelope, inline=inline())
-            yield self._opening(encoded, header, whole=whole)
+            opening = Opening(header, encoded.body if whole else ())
+            self._count_sent(self.site, header.ByteSize() + opening.size)
+            yield opening
+            del opening
         offset = size if whole else start
         while offset < size:
             async with self._window.turn(size - offset, least) as most:
@@ -187,10 +190,3 @@ class Session:
                 self._count_sent(self.site, chunk.size)
                 yield chunk
                 del chunk
-
-    def _opening(
-        self, encoded: Encoded, header: pb.Header, *, whole: bool
-    ) -> pb.ServerFrame | Opening:
-        """The first frame of an instruction, with its body if it is the only one."""
-        self._count_sent(self.site, header.ByteSize() + (encoded.body_size if whole else 0))
-        return Opening(header, encoded.body) if whole else pb.ServerFrame(header=header)

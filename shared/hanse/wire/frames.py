@@ -69,15 +69,15 @@ class Chunk(_Bytes):
 
 @dataclass(frozen=True, slots=True)
 class Opening(_Bytes):
-    """A header with the whole body of its message, to be read as a frame whose header it is.
+    """A header, to be read as a frame whose header it is.
 
     Attributes:
         header: without the body.
-        parts: the bytes of the body.
+        parts: the bytes of the whole body of its message, or none.
     """
 
     header: pb.Header
-    parts: tuple[memoryview | bytes, ...]
+    parts: tuple[memoryview | bytes, ...] = ()
 
     def WhichOneof(self, group: str) -> str:  # noqa: N802 - as protocol buffers call it
         """The name of the frame's only field."""

@@ -52,7 +52,7 @@ def test_large_arrays_have_the_digest_of_their_bytes_whoever_hashes_them(
     together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads, "MANY_BYTES", together)
-    sizes = (20_000, 16_384 * 3, 1, 16_352, 16_353, 0)  # bytes, over 4: about the copy's too
+    sizes = (20_000, 16_384 * 3, 1, 0)
     arrays = [to_array(torch.randn(size)) for size in sizes]
     own = [blake3(b"".join(parts_of(array))).digest() for array in arrays]
 
